@@ -1,0 +1,66 @@
+"""condmod: condition any network on any signal, each mechanism chosen by one short string."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Bank": "bank",
+    "CheckpointError": "errors",
+    "Component": "component",
+    "ComponentConfig": "config",
+    "Condition": "component",
+    "ConditionError": "errors",
+    "CondmodError": "errors",
+    "DefinitionError": "errors",
+    "Encoder": "encoder",
+    "EncoderConfig": "config",
+    "EncoderSpec": "build",
+    "FrozenMapping": "spec",
+    "Modulator": "modulator",
+    "ModulatorConfig": "config",
+    "ModulatorSpec": "build",
+    "NullableConfig": "config",
+    "PluginConflictError": "errors",
+    "PluginError": "errors",
+    "Registry": "registry",
+    "ShapeError": "errors",
+    "Signal": "component",
+    "Site": "component",
+    "SiteError": "errors",
+    "Spec": "spec",
+    "SpecError": "errors",
+    "SublayerModulator": "modulator",
+    "UnknownNameError": "errors",
+    "Width": "config",
+    "configure": "build",
+    "create": "build",
+    "create_bank": "build",
+    "create_encoder": "build",
+    "create_with_encoder": "build",
+    "describe": "build",
+    "hookimpl": "hooks",
+    "list_encoders": "build",
+    "list_modulators": "build",
+    "parse": "spec",
+    "register": "build",
+}
+_ROOMS = ("functional", "serialization")
+
+__all__ = sorted([*_HOME, *_ROOMS, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"condmod.{_HOME[name]}"), name)
+    elif name in _ROOMS:
+        value = import_module(f"condmod.{name}")
+    else:
+        raise AttributeError(f"module 'condmod' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

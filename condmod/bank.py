@@ -1,0 +1,64 @@
+"""The modulators of many sites as one module, which generates for all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from condmod.component import Component, Condition, Site
+from condmod.config import ModulatorConfig
+from condmod.errors import SiteError
+
+
+class Bank(nn.Module):
+    """One modulator per site, and what they share, which a state dict shows once.
+
+    Args:
+        config: the options of every modulator.
+        sites: the places by name. In the state dict a name's dots read as slashes.
+
+    Raises:
+        SiteError: no site, or the component does not fit one.
+    """
+
+    def __init__(self, config: ModulatorConfig, sites: Mapping[str, Site]) -> None:
+        super().__init__()
+        if not sites:
+            raise SiteError(f"a bank of {config} needs at least one site")
+        cls: type[Component[Any, Any]] = config.component
+        self.config = config
+        self.names = tuple(sites)
+        self.shared = cls.shared(config, list(sites.values()))
+        self.modulators = nn.ModuleDict(
+            {_key(name): cls(config, site) for name, site in sites.items()}
+        )
+
+    def generate(self, condition: Condition) -> dict[str, Any]:
+        """The modulation of every site, by name; the shared part runs once."""
+        shared = condition if self.shared is None else self.shared(condition)
+        return {name: self[name].generate(shared) for name in self}
+
+    def forward(self, condition: Condition) -> dict[str, Any]:
+        """The same as `generate`."""
+        return self.generate(condition)
+
+    def reset_parameters(self) -> None:
+        """Draw what is shared and then every site's parameters afresh."""
+        for module in (self.shared, *self.modulators.values()):
+            if module is not None:
+                module.reset_parameters()  # type: ignore[operator]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.modulators[_key(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")

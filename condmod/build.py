@@ -1,0 +1,316 @@
+"""From a spec to a module: configure, create, describe, and the fields for a user's own config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
+
+from pydantic import Field, GetPydanticSchema
+from pydantic_core import PydanticCustomError, core_schema
+
+from condmod.config import (
+    ComponentConfig,
+    EncoderConfig,
+    Kind,
+    ModulatorConfig,
+    Role,
+    is_validating,
+)
+from condmod.errors import SiteError, SpecError
+from condmod.registry import Entry, Registry, active_registry, located
+from condmod.spec import Spec, parse, show
+
+if TYPE_CHECKING:
+    from condmod.bank import Bank
+    from condmod.component import Site
+    from condmod.encoder import Encoder
+    from condmod.modulator import Modulator, SublayerModulator
+
+SpecLike: TypeAlias = "str | Mapping[str, Any] | Spec | ComponentConfig"
+
+
+def configure(
+    spec: SpecLike, *, role: Role | None = None, registry: Registry | None = None
+) -> ComponentConfig:
+    """Validate a spec into a frozen config; `configure(str(config)) == config`.
+
+    Args:
+        spec: text, a mapping with the key `name`, a Spec, or a config.
+        role: refuse a component of the other role.
+        registry: where to look names up; by default what is installed.
+
+    Raises:
+        SpecError: what is wrong with the text or an option, and where.
+        UnknownNameError: no component of this role has the name.
+        PluginError: the plugin that provides the name failed.
+    """
+    registry = registry or active_registry()
+    if isinstance(spec, ComponentConfig):
+        if role not in (None, spec.role):
+            raise SpecError(f"{spec} is an {spec.role} config where a {role} is wanted")
+        return spec
+    parsed = parse(spec)
+    try:
+        cls = registry.load(parsed.name, role)
+    except LookupError as error:
+        if parsed.source is None:
+            raise
+        raise type(error)(f"{error}\n{parsed.source.point(())}") from None
+    with registry.active():
+        config: ComponentConfig = cls.Config.from_options(parsed.options, parsed)
+    return config
+
+
+def create(
+    spec: SpecLike,
+    site: Site | None = None,
+    *,
+    registry: Registry | None = None,
+    **place: Any,
+) -> Modulator[Any, Any] | SublayerModulator[Any, Any]:
+    """Build a modulator for one place.
+
+    >>> create("film", features=64, condition_dim=128)  # doctest: +SKIP
+
+    Args:
+        spec: text, mapping, Spec or config.
+        site: the place; or its fields as keywords (features, condition_dim, channel_dim,
+            out_features, name).
+        registry: where to look names up; by default what is installed.
+        **place: the fields of a Site.
+
+    Raises:
+        SpecError: as `configure`.
+        SiteError: the component does not fit the place.
+    """
+    from condmod.component import Site
+
+    config = configure(spec, role="modulator", registry=registry)
+    if (site is None) == (not place):
+        raise SiteError("say the place once: create(spec, site) or create(spec, features=..., ...)")
+    site = site or Site(**place)
+    cls = config.component
+    if cls.shared(config, [site]) is not None:
+        raise SiteError(
+            f"{cls.name} shares parameters between its sites; build it with "
+            f"create_bank({str(config)!r}, {{{site.name or 'block'!r}: site}})"
+        )
+    return cast("Modulator[Any, Any]", cls(config, site))
+
+
+def create_encoder(
+    spec: SpecLike, out_dim: int | None = None, *, registry: Registry | None = None
+) -> Encoder[Any]:
+    """Build an encoder whose output has `out_dim` channels (None: its native width).
+
+    Raises:
+        SpecError: as `configure`.
+    """
+    config = configure(spec, role="encoder", registry=registry)
+    return cast("Encoder[Any]", config.component(config, out_dim))
+
+
+def create_bank(
+    spec: SpecLike, sites: Mapping[str, Site], *, registry: Registry | None = None
+) -> Bank:
+    """Build one modulator per site and what they share, in one module that generates for all.
+
+    Args:
+        spec: text, mapping, Spec or config; the same for every site.
+        sites: the places by name; dots are allowed.
+        registry: where to look names up; by default what is installed.
+
+    Raises:
+        SpecError: as `configure`.
+        SiteError: no site, or the component does not fit one.
+    """
+    from condmod.bank import Bank
+
+    config = cast(ModulatorConfig, configure(spec, role="modulator", registry=registry))
+    return Bank(config, {name: replace(site, name=name) for name, site in sites.items()})
+
+
+def create_with_encoder(
+    inner: SpecLike, encoder: SpecLike, site: Site
+) -> tuple[Encoder[Any], Modulator[Any, Any]]:
+    """Build what a modulator that owns its encoder holds: the encoder first, which sets the width.
+
+    Raises:
+        SpecError: as `configure`; also where `inner` acts around sublayers or owns an encoder.
+    """
+    from condmod.modulator import Modulator
+
+    config = configure(inner, role="modulator")
+    cls = config.component
+    if not issubclass(cls, Modulator) or not cls.kinds & {"global", "aligned"}:
+        raise SpecError(
+            f"{cls.name} cannot stand inside a modulator that owns its encoder: it must turn "
+            "features into features and take a global or aligned condition; "
+            "build the encoder beside it with create_encoder"
+        )
+    built = create_encoder(encoder)
+    return built, cast(
+        "Modulator[Any, Any]", create(config, replace(site, condition_dim=built.out_dim))
+    )
+
+
+def list_modulators(pattern: str = "*", *, exclude: str | Iterable[str] = ()) -> list[str]:
+    """Names of the installed modulators that match a wildcard; nothing is imported."""
+    return active_registry().match(pattern, "modulator", exclude)
+
+
+def list_encoders(pattern: str = "*", *, exclude: str | Iterable[str] = ()) -> list[str]:
+    """Names of the installed encoders that match a wildcard; nothing is imported."""
+    return active_registry().match(pattern, "encoder", exclude)
+
+
+def register(cls: Any) -> Any:
+    """Register a component class by hand, as in a notebook; usable as a decorator.
+
+    Raises:
+        DefinitionError: it is no concrete component.
+        PluginConflictError: its name is taken.
+    """
+    return active_registry().register(cls)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a component, for people to read."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is known of a component: `describe` makes it, `condmod show` and the docs print it."""
+
+    name: str
+    role: Role
+    summary: str
+    doc: str
+    kinds: tuple[Kind, ...]
+    site_params: bool
+    aliases: tuple[str, ...]
+    waivers: Mapping[str, str]
+    options: tuple[Option, ...]
+    entry: Entry
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def describe(name: str, *, registry: Registry | None = None) -> Description:
+    """Describe one component: its docstring, kinds, options and where it comes from.
+
+    Raises:
+        UnknownNameError: nothing has this name.
+        PluginError: the plugin that provides it failed.
+    """
+    registry = registry or active_registry()
+    cls = registry.load(name)
+    doc = inspect.cleandoc(cls.__doc__ or "")
+    properties = cls.Config.model_json_schema().get("properties", {})
+    options = tuple(
+        Option(
+            key,
+            _type_words(properties.get(key, {})),
+            "required"
+            if info.is_required()
+            else show(info.get_default(call_default_factory=True)),
+            " ".join((info.description or "").split()),
+        )
+        for key, info in cls.Config.model_fields.items()
+    )
+    return Description(
+        name=cls.name,
+        role=cls.Config.role,
+        summary=doc.split("\n\n")[0].replace("\n", " "),
+        doc=doc,
+        kinds=tuple(sorted(getattr(cls, "kinds", ()))),
+        site_params=getattr(cls, "site_params", False),
+        aliases=(*cls.aliases, *cls.deprecated),
+        waivers=dict(cls.waivers),
+        options=options,
+        entry=located(registry.entry(name), cls),
+    )
+
+
+def _type_words(schema: Mapping[str, Any]) -> str:
+    """A JSON schema's type in few words."""
+    if "x-condmod" in schema:
+        return f"{schema['x-condmod']} spec"
+    if "enum" in schema:
+        return " | ".join(repr(value) for value in schema["enum"])
+    if "const" in schema:
+        return repr(schema["const"])
+    if "anyOf" in schema:
+        return " | ".join(_type_words(part) for part in schema["anyOf"])
+    kind = str(schema.get("type", "any"))
+    if kind == "array":
+        return f"list of {_type_words(schema.get('items', {}))}"
+    if kind == "object":
+        return f"mapping of {_type_words(schema.get('additionalProperties', {}))}"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if schema.get("exclusiveMinimum") is not None:
+        return f"{kind} > {schema['exclusiveMinimum']}" + (f", <= {high}" if high else "")
+    if low is not None and high is not None:
+        return f"{kind} from {low} to {high}"
+    return {"null": "None"}.get(kind, kind)
+
+
+class _SpecField(GetPydanticSchema):
+    """What makes a pydantic field accept a spec of one role and hold its config."""
+
+    def __init__(self, role: Role) -> None:
+        def validate(value: Any) -> ComponentConfig:
+            if is_validating():  # inside another config: it says where
+                return _nested(value, role)
+            try:
+                return configure(value, role=role)
+            except SpecError as error:
+                details = {"text": str(error), "of_key": False}
+                raise PydanticCustomError("condmod", "{text}", details) from None
+
+        schema = core_schema.no_info_plain_validator_function(
+            validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda config: config.model_dump(mode="json")
+            ),
+        )
+        described = {
+            "x-condmod": role,
+            "anyOf": [
+                {"type": "string", "description": f"a {role} spec as text"},
+                {
+                    "type": "object",
+                    "properties": {"name": {"type": "string"}},
+                    "required": ["name"],
+                },
+            ],
+        }
+        super().__init__(lambda _source, _handler: schema, lambda _schema, _handler: described)
+
+
+def _nested(value: Any, role: Role) -> ComponentConfig:
+    if isinstance(value, ComponentConfig):
+        return configure(value, role=role)
+    spec = parse(value)
+    config: ComponentConfig = (
+        active_registry().load(spec.name, role).Config.model_validate(dict(spec.options))
+    )
+    return config
+
+
+ModulatorSpec: TypeAlias = Annotated[
+    ModulatorConfig | str, _SpecField("modulator"), Field(validate_default=True)
+]
+EncoderSpec: TypeAlias = Annotated[
+    EncoderConfig | str, _SpecField("encoder"), Field(validate_default=True)
+]

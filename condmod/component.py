@@ -1,0 +1,243 @@
+"""What both kinds of modulator share: the site, the condition, and the abstract Component."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from condmod.config import ComponentConfig, Kind, ModulatorConfig
+from condmod.errors import ConditionError, DefinitionError, ShapeError, SiteError
+
+ConfigT = TypeVar("ConfigT", bound=ModulatorConfig)
+ModulationT = TypeVar("ModulationT")
+
+
+class Signal(NamedTuple):
+    """A condition with what belongs to it; B batch, S tokens, T positions.
+
+    Attributes:
+        value: the condition itself, (B, ...); a mapping of names where an encoder takes several.
+        mask: (B, S) or (B, T) bool, True where a token or position is real.
+        present: (B,) bool, False for samples whose condition is absent.
+        index: (B, ...) integer, the row of `value` that each position uses (kind `rows`).
+    """
+
+    value: Any
+    mask: Tensor | None = None
+    present: Tensor | None = None
+    index: Tensor | None = None
+
+
+Condition: TypeAlias = "Tensor | Signal | Mapping[str, Tensor | Signal]"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The place that a modulator fills.
+
+    Attributes:
+        features: C, the number of channels of the features.
+        condition_dim: D, the width of the condition; None where the modulator owns its encoder.
+        channel_dim: -1 for (B, ..., C), 1 for (B, C, ...).
+        out_features: channels that come out, where a sublayer changes their number.
+        name: what errors call this place, such as "blocks.3.norm1".
+    """
+
+    features: int
+    condition_dim: int | None = None
+    channel_dim: int = -1
+    out_features: int | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("features", "condition_dim", "out_features"):
+            value = getattr(self, field)
+            if value is None and field != "features":
+                continue
+            if type(value) is not int or value < 1:
+                raise SiteError(f"Site.{field} is a positive integer; got {value!r}")
+        if self.channel_dim not in (1, -1):
+            raise SiteError(
+                "Site.channel_dim is -1 for (B, ..., C) or 1 for (B, C, ...); "
+                f"got {self.channel_dim!r}"
+            )
+
+
+def define(cls: type[Any], base: type[ComponentConfig], final: Sequence[str]) -> None:
+    """Check a component's class as it is defined, and stamp it on its config.
+
+    Raises:
+        DefinitionError: a final method is overridden, or the config is missing or taken.
+    """
+    for method in final:
+        if method in cls.__dict__:
+            raise DefinitionError(f"{cls.__name__}.{method} is final; see the contract")
+    config = cls.__dict__.get("Config")
+    if not (isinstance(config, type) and issubclass(config, base)):
+        raise DefinitionError(
+            f"{cls.__name__} (component {cls.name!r}) needs `Config = ...`, a subclass of "
+            f"{base.__name__} of its own; got {config!r}"
+        )
+    owner = config.component
+    if owner is not None and (owner.__module__, owner.__qualname__) != (
+        cls.__module__,
+        cls.__qualname__,
+    ):
+        raise DefinitionError(
+            f"{config.__name__} already belongs to {owner.__name__}; "
+            f"give {cls.__name__} a config class of its own"
+        )
+    config.component = cls
+
+
+class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
+    """Abstract: turns a condition into a modulation, which its subclasses apply to features.
+
+    Subclass `Modulator` or `SublayerModulator`, not this class. A concrete class sets `name`,
+    `Config` and `kinds`, draws its parameters in `reset_parameters`, and is not subclassed.
+
+    Attributes:
+        name: the name in specs; third parties put a namespace before it ("acme.gate").
+        aliases: further names, each an entry point of its own.
+        deprecated: old names with what to use instead, each an entry point of its own.
+        kinds: which conditions it takes.
+        site_params: whether parameters are used after `generate`.
+        waivers: laws that it cannot keep, with the reason.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[ModulatorConfig]]
+    kinds: ClassVar[frozenset[Kind]]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    deprecated: ClassVar[Mapping[str, str]] = {}
+    site_params: ClassVar[bool] = False
+    waivers: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:  # torch makes subclasses of its own (parametrize, FSDP2)
+            define(cls, ModulatorConfig, ("forward",))
+            if clash := _colliding(getattr(cls, "kinds", frozenset())):
+                raise DefinitionError(f"{cls.__name__}.kinds: {clash}")
+
+    def __init__(self, config: ConfigT, site: Site) -> None:
+        super().__init__()
+        self.config = config
+        self.site = site
+        if ("raw" in self.kinds or "self" in self.kinds) and site.condition_dim is not None:
+            raise SiteError(
+                f"{self.where} needs no condition_dim: it takes {_words(self.kinds)} conditions; "
+                f"got condition_dim={site.condition_dim}"
+            )
+        if self.kinds & {"global", "aligned", "map", "set", "rows"} and site.condition_dim is None:
+            raise SiteError(
+                f"{self.where} needs condition_dim, the width of its condition, as in "
+                f"create({str(config)!r}, features={site.features}, condition_dim=128)"
+            )
+
+    @classmethod
+    def shared(cls, config: ConfigT, sites: Sequence[Site]) -> nn.Module | None:  # noqa: ARG003
+        """Build what a group of sites shares; `generate` then receives its output."""
+        return None
+
+    @abstractmethod
+    def generate(self, condition: Condition) -> ModulationT:
+        """Turn a condition into a modulation; never sees the features."""
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Draw every parameter afresh, as the constructor does."""
+
+    @property
+    def where(self) -> str:
+        """What errors call this modulator: its name, and its site's if that has one."""
+        return f"{self.name} at {self.site.name!r}" if self.site.name else self.name
+
+    @property
+    def condition_dim(self) -> int:
+        """D, the width of the condition."""
+        assert self.site.condition_dim is not None
+        return self.site.condition_dim
+
+    def accept(self, condition: Condition) -> Tensor:
+        """Check a global or aligned condition and return it with its width last.
+
+        Args:
+            condition: (B, D), or aligned to the features: (B, *positions, D) where they are
+                channels-last, (B, D, *positions) where they are channels-first.
+
+        Returns:
+            (B, D) or (B, *positions, D).
+
+        Raises:
+            ShapeError: another shape; says both shapes and the site.
+            ConditionError: not a floating tensor, or a Signal with presence or index.
+        """
+        value: Any = condition
+        if isinstance(condition, Signal):
+            value = condition.value
+            if condition.present is not None or condition.index is not None:
+                raise ConditionError(
+                    f"{self.where} has no null and no table: it takes a Signal without "
+                    "`present` and `index`; encode an absent condition with a nullable encoder"
+                )
+        if not isinstance(value, Tensor):
+            raise ConditionError(
+                f"{self.where} takes one tensor as its condition; got {type(value).__name__}; "
+                "several conditions go through multi_condition(encoder=fuse(...))"
+            )
+        if not value.is_floating_point():
+            raise ConditionError(
+                f"{self.where} takes an embedding as its condition; got {value.dtype}; "
+                "class ids and timesteps go through an encoder such as label or timestep"
+            )
+        dim = -1 if value.ndim == 2 else self.site.channel_dim
+        kind = "global" if value.ndim == 2 else "aligned" if value.ndim > 2 else "none"
+        if kind not in self.kinds or value.shape[dim] != self.condition_dim:
+            raise ShapeError(
+                f"{self.where} takes {self._condition_shapes()} for features "
+                f"{self._feature_shape()}; got a condition {tuple(value.shape)}"
+            )
+        return value if dim == -1 else value.movedim(1, -1)
+
+    def _condition_shapes(self) -> str:
+        width = f"condition_dim={self.condition_dim}"
+        shapes = []
+        if "global" in self.kinds:
+            shapes.append(f"a global condition (B, {width})")
+        if "aligned" in self.kinds:
+            first = self.site.channel_dim == 1
+            inside = f"{width}, *positions" if first else f"*positions, {width}"
+            shapes.append(f"an aligned condition (B, {inside})")
+        return " or ".join(shapes)
+
+    def _feature_shape(self) -> str:
+        channels = f"features={self.site.features}"
+        return f"(B, {channels}, ...)" if self.site.channel_dim == 1 else f"(B, ..., {channels})"
+
+    def extra_repr(self) -> str:
+        """The spec and the site, in torch's printout of a model."""
+        return f"{self.config}, {self.site}"
+
+
+def _words(kinds: frozenset[Kind]) -> str:
+    return " or ".join(sorted(kinds))
+
+
+def _colliding(kinds: frozenset[Kind]) -> str:
+    """Kinds of one rank cannot be told apart; `rows` is told by Signal.index."""
+    if not kinds:
+        return "declare which conditions it takes, as in frozenset({'global', 'aligned'})"
+    for pair in ({"aligned", "map"}, {"aligned", "set"}, {"map", "set"}):
+        if pair <= kinds:
+            return f"{' and '.join(sorted(pair))} have one rank; a component takes one of them"
+    if "self" in kinds and len(kinds) > 1:
+        return "a component that reads the features alone takes no other condition"
+    if "raw" in kinds and len(kinds) > 1:
+        return "a component that owns its encoder takes no other condition"
+    return ""

@@ -1,0 +1,135 @@
+"""The abstract Encoder: a raw signal becomes a condition, and an absent one a learned null."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, TypeVar, final
+
+import torch
+from torch import Tensor, nn
+
+from condmod.component import Condition, Signal, define
+from condmod.config import EncoderConfig, NullableConfig
+from condmod.errors import ConditionError, ShapeError
+
+EncoderConfigT = TypeVar("EncoderConfigT", bound=EncoderConfig)
+
+
+class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
+    """Abstract: raw signal to condition, (B, D) or (B, T, D) with D = `out_dim`.
+
+    A concrete class sets `name` and `Config`, implements `encode` and `reset_parameters`, and
+    calls `reset_parameters` at the end of its constructor. Where its config is a NullableConfig
+    with `nullable`, the base holds the learned null and replaces absent samples by it.
+
+    Attributes:
+        name: the name in specs; third parties put a namespace before it.
+        out_dim: D, the width of what comes out.
+        null: the learned null (D,), or None.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[EncoderConfig]]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    deprecated: ClassVar[Mapping[str, str]] = {}
+    waivers: ClassVar[Mapping[str, str]] = {}
+    null: nn.Parameter | None
+    _like: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            define(cls, EncoderConfig, ("forward",))
+
+    def __init__(self, config: EncoderConfigT, out_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.out_dim = out_dim
+        nullable = isinstance(config, NullableConfig) and config.nullable
+        self.null = nn.Parameter(torch.empty(out_dim)) if nullable else None
+        # follows .to(): an encoder without parameters still knows the model's dtype
+        self.register_buffer("_like", torch.empty(0), persistent=False)
+
+    @abstractmethod
+    def encode(self, signal: Signal) -> Tensor | Signal:
+        """Turn a signal whose samples are all present into (B, D) or (B, T, D)."""
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Draw every parameter afresh, as the constructor does; the null by `reset_null`."""
+
+    def reset_null(self) -> None:
+        """Draw the learned null from N(0, 0.02²), where there is one."""
+        if self.null is not None:
+            nn.init.normal_(self.null, std=0.02)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of what comes out, outside autocast."""
+        return self._like.dtype
+
+    @final
+    def forward(self, signal: Condition) -> Tensor | Signal:
+        """Encode a signal; samples with `present` False become the learned null.
+
+        Args:
+            signal: a tensor, a Signal, or for encoders such as `fuse` a mapping of names.
+
+        Returns:
+            (B, D) or (B, T, D); a Signal with the mask where there is one.
+
+        Raises:
+            ConditionError: `present` for an encoder without a null, or not a bool (B,).
+        """
+        given = signal if isinstance(signal, Signal) else Signal(signal)
+        if self.null is None:
+            if given.present is not None:
+                raise ConditionError(
+                    f"{self.name} has no null for an absent signal; declare it with "
+                    f"{self.name}(nullable=True)"
+                    if issubclass(self.Config, NullableConfig)
+                    else f"{self.name} takes presence signal by signal; give it to its inputs"
+                )
+            return self.encode(given)
+        value: Tensor = given.value
+        present = self._presence(value, given.present)
+        safe = torch.where(_column(present, value), value, torch.zeros_like(value))
+        out = self.encode(given._replace(value=safe, present=None))
+        if isinstance(out, Signal):
+            assert out.mask is not None
+            return Signal(self._or_null(out.value, present), out.mask | ~present[:, None])
+        return self._or_null(out, present)
+
+    def _presence(self, value: Tensor, present: Tensor | None) -> Tensor:
+        batch = value.shape[0]
+        if present is None:
+            present = torch.ones(batch, dtype=torch.bool, device=value.device)
+        elif present.dtype != torch.bool or present.shape != (batch,):
+            raise ConditionError(
+                f"{self.name}: Signal.present is bool, one per sample, ({batch},); "
+                f"got {present.dtype} {tuple(present.shape)}"
+            )
+        drop = self.config.drop if isinstance(self.config, NullableConfig) else 0.0
+        if self.training and drop:
+            present = present & (torch.rand(batch, device=value.device) >= drop)
+        return present
+
+    def _or_null(self, out: Tensor, present: Tensor) -> Tensor:
+        assert self.null is not None
+        return torch.where(_column(present, out), out, self.null.to(out.dtype))
+
+    def _check_width(self, value: Tensor, expected: int) -> None:
+        if value.shape[-1] != expected:
+            raise ShapeError(
+                f"{self.name} takes a signal whose last dim is {expected}; "
+                f"got {tuple(value.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """The spec and the width, in torch's printout of a model."""
+        return f"{self.config}, out_dim={self.out_dim}"
+
+
+def _column(present: Tensor, like: Tensor) -> Tensor:
+    return present.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,206 @@
+"""The passes over the features, and what generators share. Shapes: B batch, C features, D condition.
+
+A modulation's leaf is (B, C) for a global condition or (B, *positions, C) for an aligned one,
+always with C last; features have C at `channel_dim`, 1 or -1. Half-precision features are
+modulated in float32 and rounded once, so `1 + scale` keeps small scales.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from condmod.errors import ShapeError
+
+ScaleForm = Literal["raw", "one_plus", "sigmoid", "exp", "one_plus_tanh"]
+Activation = Literal["none", "relu", "gelu", "silu", "mish"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+}
+
+
+class ScaleShift(NamedTuple):
+    """What an affine modulation needs at one place: leaves (B, C) or (B, *positions, C)."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+class ScaleShiftGate(NamedTuple):
+    """An affine modulation before a sublayer and a gate behind it; leaves as in ScaleShift."""
+
+    scale: Tensor
+    shift: Tensor
+    gate: Tensor
+
+
+class Shift(NamedTuple):
+    """An additive modulation; the leaf as in ScaleShift."""
+
+    shift: Tensor
+
+
+def align(x: Tensor, leaf: Tensor, channel_dim: int = -1, *, where: str = "") -> Tensor:
+    """View a leaf (B, C) or (B, *positions, C) so that it broadcasts against x; no copy.
+
+    Args:
+        x: features (B, ..., C, ...), with C at `channel_dim`.
+        leaf: a modulation's tensor, C last.
+        channel_dim: 1 or -1.
+        where: what to call the place in an error.
+
+    Raises:
+        ShapeError: the leaf is neither global nor aligned to x; nothing broadcasts by chance.
+    """
+    if leaf.ndim == 2:
+        expected = (x.shape[0], x.shape[channel_dim])
+        if tuple(leaf.shape) == expected:
+            middle = [1] * (x.ndim - 2)
+            if channel_dim == 1:
+                return leaf.reshape(*expected, *middle)
+            return leaf.reshape(expected[0], *middle, expected[1])
+    elif leaf.ndim == x.ndim:
+        aligned = leaf if channel_dim == -1 else leaf.movedim(-1, 1)
+        if aligned.shape == x.shape:
+            return aligned
+    place = f" in {where}" if where else ""
+    raise ShapeError(
+        f"modulation {tuple(leaf.shape)} does not fit features {tuple(x.shape)} with channels "
+        f"at dim {channel_dim}{place}; a global one is (B, C), an aligned one has a vector of "
+        "C per position of the features, and neither broadcasts"
+    )
+
+
+def featurewise_affine(
+    x: Float[Tensor, "B ..."],
+    modulation: tuple[Tensor, Tensor],
+    channel_dim: int = -1,
+    *,
+    offset: float = 1.0,
+    where: str = "",
+) -> Float[Tensor, "B ..."]:
+    """y = (offset + scale)·x + shift; by default (1 + scale)·x + shift.
+
+    Args:
+        x: features (B, ..., C, ...), any rank from 2, with C at `channel_dim`.
+        modulation: (scale, shift), each (B, C) or (B, *positions, C).
+        channel_dim: 1 or -1.
+        offset: 0 for a raw scale, 1 for the published one-plus form, 2 for x + (1+s)·x + t.
+        where: what to call the place in an error.
+
+    Returns:
+        The shape, dtype and device of x; half precision is computed in float32.
+
+    Raises:
+        ShapeError: a leaf is neither global nor aligned to x.
+    """
+    wide = _wide(x)
+    scale, shift = (align(x, leaf, channel_dim, where=where).to(wide) for leaf in modulation)
+    factor = scale + offset if offset else scale
+    return torch.addcmul(shift, x.to(wide), factor).to(x.dtype)
+
+
+def gated_residual(
+    x: Float[Tensor, "B ..."],
+    y: Float[Tensor, "B ..."],
+    gate: Tensor,
+    channel_dim: int = -1,
+    *,
+    where: str = "",
+) -> Float[Tensor, "B ..."]:
+    """x + gate·y, with gate (B, C) or (B, *positions, C).
+
+    Returns:
+        The shape, dtype and device of x; half precision is computed in float32.
+
+    Raises:
+        ShapeError: y has another shape than x, or the gate fits neither.
+    """
+    if y.shape != x.shape:
+        raise ShapeError(
+            f"the sublayer turned features {tuple(x.shape)} into {tuple(y.shape)}"
+            f"{f' in {where}' if where else ''}; a residual needs equal shapes"
+        )
+    wide = _wide(x)
+    gate = align(x, gate, channel_dim, where=where).to(wide)
+    return torch.addcmul(x.to(wide), y.to(wide), gate).to(x.dtype)
+
+
+def add_shift(x: Tensor, shift: Tensor, channel_dim: int = -1, *, where: str = "") -> Tensor:
+    """x + shift, with shift (B, C) or (B, *positions, C); dtype of x, half via float32.
+
+    Raises:
+        ShapeError: the shift is neither global nor aligned to x.
+    """
+    wide = _wide(x)
+    return (x.to(wide) + align(x, shift, channel_dim, where=where).to(wide)).to(x.dtype)
+
+
+def layer_norm(x: Tensor, channel_dim: int = -1, eps: float = 1e-6) -> Tensor:
+    """Parameter-free LayerNorm over the channels of each position; shape and dtype of x."""
+    features = (x.shape[channel_dim],)
+    if channel_dim == -1:
+        return F.layer_norm(x, features, eps=eps).to(x.dtype)
+    return F.layer_norm(x.movedim(1, -1), features, eps=eps).movedim(-1, 1).to(x.dtype)
+
+
+def scale_form(form: ScaleForm, scale: Tensor) -> Tensor:
+    """What a generated scale becomes before `offset` is added; see `scale_offset`."""
+    if form == "sigmoid":
+        return scale.sigmoid()
+    if form == "exp":
+        return scale.exp()
+    return scale.tanh() if form == "one_plus_tanh" else scale
+
+
+def scale_offset(form: ScaleForm) -> float:
+    """The constant in (offset + scale)·x: 1 for the one-plus forms, else 0."""
+    return 1.0 if form in {"one_plus", "one_plus_tanh"} else 0.0
+
+
+def activation(name: Activation) -> nn.Module:
+    """A parameter-free activation by its config name."""
+    return _ACTIVATIONS[name]()
+
+
+def blank_linear(in_features: int, out_features: int, *, bias: bool = True) -> nn.Linear:
+    """A Linear whose memory is not filled: `reset_parameters` of its owner draws it, once."""
+    layer = nn.Linear(in_features, out_features, bias=bias, device="meta")
+    return layer.to_empty(device=torch.get_default_device())
+
+
+def mlp(widths: Sequence[int], act: Activation) -> nn.Sequential:
+    """Linear and activation in turn, through `widths` (input width first); blank, as above."""
+    layers: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        layers += [blank_linear(before, after), activation(act)]
+    return nn.Sequential(*layers)
+
+
+def reset_linears(module: nn.Module) -> None:
+    """Draw every Linear inside `module` as torch does, in order of registration."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+
+
+def reset_chunks(layer: nn.Linear, chunks: int) -> None:
+    """Draw a fused Linear as `chunks` separate Linears drawn one after the other would be."""
+    bound = 1 / math.sqrt(layer.in_features)
+    with torch.no_grad():
+        for weight, bias in zip(layer.weight.chunk(chunks), layer.bias.chunk(chunks), strict=True):
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+            nn.init.uniform_(bias, -bound, bound)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in {torch.float16, torch.bfloat16} else x.dtype

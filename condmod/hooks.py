@@ -1,0 +1,29 @@
+"""The whole plugin contract: what a plugin may implement. Importing this imports no torch."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from condmod.component import Component
+    from condmod.encoder import Encoder
+
+hookspec = pluggy.HookspecMarker("condmod")
+hookimpl = pluggy.HookimplMarker("condmod")
+
+
+@hookspec
+def condmod_modulators() -> "Sequence[type[Component[Any, Any]]]":
+    """Return the modulator classes of a plugin.
+
+    Each name (and alias) of each class is also an entry of the plugin's distribution in the
+    group `condmod.modulators`, whose value is the module that holds this hookimpl.
+    """
+    return ()
+
+
+@hookspec
+def condmod_encoders() -> "Sequence[type[Encoder[Any]]]":
+    """Return the encoder classes of a plugin; the group is `condmod.encoders`."""
+    return ()

@@ -1,0 +1,93 @@
+"""The two abstract modulators: of features, and around sublayers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from condmod.component import Component, Condition, ConfigT, ModulationT
+from condmod.errors import ConditionError
+
+Sublayer = Callable[[Tensor], Tensor]
+
+
+class Modulator(Component[ConfigT, ModulationT]):
+    """Abstract: features to features of the same shape.
+
+    A concrete class implements `generate` (condition to modulation), `modulate` (features and
+    modulation to features) and `reset_parameters`.
+    """
+
+    @abstractmethod
+    def modulate(self, x: Tensor, modulation: ModulationT) -> Tensor:
+        """Apply a modulation to the features; never sees the condition."""
+
+    @final
+    def forward(self, x: Float[Tensor, "B ..."], condition: Condition) -> Float[Tensor, "B ..."]:
+        """modulate(x, generate(condition)).
+
+        Args:
+            x: features, (B, ..., C) or (B, C, ...) as the site says.
+            condition: one of `kinds`.
+
+        Returns:
+            The shape, dtype and device of x.
+
+        Raises:
+            ShapeError: the shapes of features and condition do not belong together.
+            ConditionError: the condition's content is wrong.
+        """
+        return self.modulate(x, self.generate(condition))
+
+
+class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
+    """Abstract: acts around sublayers, in two halves.
+
+    `generate` returns one modulation for each of `parts` sublayers. `sublayer` may be None in
+    `enter` and `exit` unless the class sets `reads_weight`.
+    """
+
+    reads_weight: ClassVar[bool] = False
+    parts: int = 1
+
+    @abstractmethod
+    def enter(self, x: Tensor, modulation: ModulationT, sublayer: Sublayer | None) -> Tensor:
+        """What the sublayer reads."""
+
+    @abstractmethod
+    def exit(
+        self, x: Tensor, y: Tensor, modulation: ModulationT, sublayer: Sublayer | None
+    ) -> Tensor:
+        """Join the features x and the sublayer's output y: gate, residual, output scale."""
+
+    @final
+    def forward(
+        self, x: Float[Tensor, "B ..."], condition: Condition, *sublayers: Sublayer
+    ) -> Float[Tensor, "B ..."]:
+        """For each part i: x = exit(x, sublayer_i(enter(x, m_i)), m_i).
+
+        Args:
+            x: features, (B, ..., C) or (B, C, ...) as the site says.
+            condition: one of `kinds`.
+            sublayers: `parts` callables from features to features.
+
+        Returns:
+            The sublayer's output shape, with the dtype and device of x.
+
+        Raises:
+            ConditionError: another number of sublayers than `parts`.
+            ShapeError: the shapes of features and condition do not belong together.
+        """
+        if len(sublayers) != self.parts:
+            raise ConditionError(
+                f"{self.where} serves {self.parts} sublayer(s) at once (option `parts`); "
+                f"forward(x, condition, *sublayers) got {len(sublayers)}"
+            )
+        for modulation, sublayer in zip(self.generate(condition), sublayers, strict=True):
+            entered = self.enter(x, modulation, sublayer)
+            x = self.exit(x, sublayer(entered), modulation, sublayer)
+        return x

@@ -1,0 +1,341 @@
+"""The registry: names from entry-point metadata, and one plugin loaded when one name is asked.
+
+Listing reads metadata alone. A plugin that fails is kept in quarantine with its traceback, and
+told to whoever asks for one of its names; the others go on.
+"""
+
+import fnmatch
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from typing import Any, TypeVar, cast
+
+import pluggy
+
+from condmod import hooks
+from condmod.config import Role
+from condmod.errors import DefinitionError, PluginConflictError, PluginError, UnknownNameError
+from condmod.spec import nearest
+
+GROUPS: dict[Role, str] = {"modulator": "condmod.modulators", "encoder": "condmod.encoders"}
+HOOKS: dict[Role, str] = {"modulator": "condmod_modulators", "encoder": "condmod_encoders"}
+ComponentT = TypeVar("ComponentT", bound=type)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name and where it comes from; `file` and `line` are known once it is loaded."""
+
+    name: str
+    role: Role
+    module: str
+    distribution: str
+    version: str
+    file: str = ""
+    line: int = 0
+
+    @property
+    def provenance(self) -> str:
+        """Distribution and version, or the notebook's module, for people to read."""
+        return f"{self.distribution} {self.version}".strip()
+
+
+class Registry:
+    """Every component that is installed or registered, by name; modulators and encoders alike.
+
+    Args:
+        entries: what there is; by default the installed distributions' entry points, less
+            those that the environment shuts out (`CONDMOD_PLUGINS` names the only third-party
+            distributions allowed, `CONDMOD_DISABLE` those that are not; commas between).
+
+    >>> registry = Registry([])
+    >>> registry
+    <Registry: 0 components from 0 distributions>
+    """
+
+    def __init__(self, entries: Iterable[Entry] | None = None) -> None:
+        self._fixed = None if entries is None else tuple(entries)
+        self._manager = pluggy.PluginManager("condmod")
+        self._manager.add_hookspecs(hooks)
+        self._registered: dict[str, tuple[Entry, type]] = {}
+        self._loaded: dict[str, dict[str, type]] = {}
+        self.quarantine: dict[str, str] = {}
+        self._scan()
+
+    def _scan(self) -> None:
+        found = installed_entries() if self._fixed is None else self._fixed
+        self._shut: dict[str, str] = {}
+        self._entries: dict[str, list[Entry]] = {}
+        for entry in found:
+            reason = "" if self._fixed is not None else shut_out(entry.distribution)
+            if reason:
+                self._shut.setdefault(entry.name, f"{entry.provenance} ({reason})")
+            elif entry not in self._entries.get(entry.name, []):
+                self._entries.setdefault(entry.name, []).append(entry)
+
+    def names(self, role: Role | None = None) -> list[str]:
+        """Every name, sorted; from metadata, nothing is imported."""
+        known = [group[0] for group in self._entries.values()]
+        known += [entry for entry, _ in self._registered.values()]
+        return sorted({entry.name for entry in known if role in (None, entry.role)})
+
+    def match(
+        self, pattern: str = "*", role: Role | None = None, exclude: str | Iterable[str] = ()
+    ) -> list[str]:
+        """Names that match a wildcard and none of `exclude`."""
+        without = [exclude] if isinstance(exclude, str) else list(exclude)
+        return [
+            name
+            for name in self.names(role)
+            if fnmatch.fnmatchcase(name, pattern)
+            and not any(fnmatch.fnmatchcase(name, other) for other in without)
+        ]
+
+    def entry(self, name: str) -> Entry:
+        """Where a name comes from, from metadata.
+
+        Raises:
+            UnknownNameError: nothing has this name; the nearest one is offered.
+            PluginConflictError: two distributions have it.
+        """
+        if name in self._registered:
+            return self._registered[name][0]
+        if name not in self._entries and self._fixed is None:
+            installed_entries.cache_clear()  # something may have been installed meanwhile
+            self._scan()
+        entries = self._entries.get(name)
+        if entries is None:
+            raise UnknownNameError(self._unknown(name))
+        if len(entries) > 1:
+            owners = " and ".join(sorted(f"{item.provenance} ({item.module})" for item in entries))
+            raise PluginConflictError(
+                f"{name!r} is claimed by {owners}; uninstall one, or shut it out with "
+                "CONDMOD_DISABLE=<distribution>"
+            )
+        return entries[0]
+
+    def _unknown(self, name: str) -> str:
+        if name in self._shut:
+            return f"{name!r} is provided by {self._shut[name]}"
+        mend = nearest(name, self.names())
+        hint = "; `condmod list` shows what is installed"
+        if not mend and "." in name:
+            hint = f"; if a package provides it, install that package{hint}"
+        return f"no component is called {name!r}{mend or hint}"
+
+    def load(self, name: str, role: Role | None = None) -> type[Any]:
+        """The class that a name stands for; imports its plugin, and that one alone.
+
+        Raises:
+            UnknownNameError: nothing has this name, or what has it is of the other role.
+            PluginConflictError: two distributions have it.
+            PluginError: the plugin failed; the traceback is in `quarantine`.
+        """
+        entry = self.entry(name)
+        if role not in (None, entry.role):
+            an = {"encoder": "an encoder", "modulator": "a modulator"}
+            raise UnknownNameError(
+                f"{name!r} is {an[entry.role]}, not {an[cast(Role, role)]}; "
+                f"{role}s here: {', '.join(self.names(role)) or 'none'}"
+            )
+        cls = (
+            self._registered[name][1]
+            if name in self._registered
+            else self._provided(entry).get(name)
+        )
+        if cls is None:
+            raise PluginError(
+                f"{entry.provenance} declares {name!r} in the group {GROUPS[entry.role]}, but "
+                f"its module {entry.module} does not provide it"
+            )
+        if name in cls.deprecated:
+            warnings.warn(
+                f"the component {name!r} is deprecated: {cls.deprecated[name]}",
+                FutureWarning,
+                stacklevel=4,
+            )
+        return cls
+
+    def _provided(self, entry: Entry) -> dict[str, type]:
+        """Name to class for one plugin module and role, imported once, under guard."""
+        key = f"{entry.module}:{entry.role}"
+        if key not in self._loaded and entry.module not in self.quarantine:
+            try:
+                self._loaded[key] = self._import(entry)
+            except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin may raise anything
+                text = "".join(traceback.format_exception(error))
+                self.quarantine[entry.module] = text
+        if entry.module in self.quarantine:
+            reason = self.quarantine[entry.module].strip().splitlines()[-1]
+            raise PluginError(
+                f"{entry.name!r} comes from {entry.provenance}, whose module {entry.module} "
+                f"failed: {reason}; `condmod doctor` shows the traceback"
+            )
+        return self._loaded[key]
+
+    def _import(self, entry: Entry) -> dict[str, type]:
+        module = importlib.import_module(entry.module)
+        if not self._manager.is_registered(module):
+            try:
+                self._manager.register(module, name=entry.module)
+            except Exception:
+                if self._manager.has_plugin(entry.module):
+                    self._manager.unregister(name=entry.module)
+                raise
+        others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
+        caller = self._manager.subset_hook_caller(HOOKS[entry.role], others)
+        provided: dict[str, type] = {}
+        for classes in caller():
+            for cls in classes:
+                for name in _check(cls, entry.role):
+                    provided[name] = cls
+        return provided
+
+    def register(self, cls: ComponentT) -> ComponentT:
+        """Add a class by hand, as in a notebook; usable as a decorator.
+
+        Raises:
+            DefinitionError: it is no concrete component.
+            PluginConflictError: an installed plugin, or another class, has its name.
+        """
+        role: Role = cls.Config.role if hasattr(cls, "Config") else "modulator"  # type: ignore[attr-defined]
+        names = _check(cls, role)
+        for name in names:
+            if name in self._entries:
+                raise PluginConflictError(
+                    f"{name!r} is already provided by {self.entry(name).provenance}; choose "
+                    "another name, with a namespace as in 'acme.gate'"
+                )
+            held = self._registered.get(name)
+            if held and (held[1].__module__, held[1].__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise PluginConflictError(
+                    f"{name!r} is already registered by {held[1].__module__}."
+                    f"{held[1].__qualname__}; choose another name"
+                )
+        for name in names:
+            entry = Entry(name, role, cls.__module__, f"registered in {cls.__module__}", "")
+            self._registered[name] = (located(entry, cls), cls)
+        return cls
+
+    def check(self) -> dict[str, str]:
+        """Load everything; name to "" or to what is wrong. This is what `doctor` shows."""
+        verdicts = {}
+        for name in sorted({*self._entries, *self._registered, *self._shut}):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)
+                    self.load(name)
+                verdicts[name] = ""
+            except (PluginError, UnknownNameError) as error:
+                verdicts[name] = str(error)
+        return verdicts
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let nested specs be looked up here while the context is open."""
+        token = _ACTIVE.set(self)
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._registered
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __repr__(self) -> str:
+        owners = {entry.distribution for group in self._entries.values() for entry in group}
+        owners |= {entry.distribution for entry, _ in self._registered.values()}
+        broken = f", {len(self.quarantine)} plugins failed" if self.quarantine else ""
+        return f"<Registry: {len(self)} components from {len(owners)} distributions{broken}>"
+
+
+_ACTIVE: ContextVar["Registry | None"] = ContextVar("condmod_registry", default=None)
+
+
+@cache
+def default_registry() -> Registry:
+    """The process's registry of what is installed."""
+    return Registry()
+
+
+def active_registry() -> Registry:
+    """The registry of the surrounding `active()` context, else the process's."""
+    return _ACTIVE.get() or default_registry()
+
+
+@cache
+def installed_entries() -> tuple[Entry, ...]:
+    """Every component entry of every installed distribution; scanned once a process."""
+    found = []
+    for role, group in GROUPS.items():
+        for point in metadata.entry_points(group=group):
+            dist = point.dist
+            name, version = (dist.metadata["Name"], dist.version) if dist else ("unknown", "")
+            found.append(Entry(point.name, role, point.module, name, version))
+    return tuple(found)
+
+
+def shut_out(distribution: str) -> str:
+    """Why the environment does not let a distribution in, or ""."""
+    name = _normal(distribution)
+    if name in _listed("CONDMOD_DISABLE"):
+        return "shut out by CONDMOD_DISABLE"
+    allowed = os.environ.get("CONDMOD_PLUGINS")
+    if allowed is not None and name != "condmod" and name not in _listed("CONDMOD_PLUGINS"):
+        return "not among CONDMOD_PLUGINS"
+    return ""
+
+
+def located(entry: Entry, cls: type) -> Entry:
+    """The entry with the file and line of its class, where Python knows them."""
+    try:
+        file, line = inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
+    except (OSError, TypeError):
+        file, line = getattr(sys.modules.get(cls.__module__), "__file__", None) or "", 0
+    return Entry(entry.name, entry.role, entry.module, entry.distribution, entry.version, file, line)
+
+
+def _check(cls: Any, role: Role) -> list[str]:
+    """The names of a concrete component class of this role."""
+    from condmod.component import Component
+    from condmod.encoder import Encoder
+    from condmod.modulator import Modulator, SublayerModulator
+
+    bases = {"modulator": (Modulator, SublayerModulator), "encoder": (Encoder,)}[role]
+    words = " or ".join(base.__name__ for base in bases)
+    if not (isinstance(cls, type) and issubclass(cls, bases) and "name" in cls.__dict__):
+        hint = "; subclass Modulator" if isinstance(cls, type) and issubclass(cls, Component) else ""
+        raise DefinitionError(f"{cls!r} is no concrete {words} with a `name`{hint}")
+    if cls.__abstractmethods__:
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise DefinitionError(f"{cls.__name__} ({cls.name!r}) does not implement {missing}")
+    return [cls.name, *cls.aliases, *cls.deprecated]
+
+
+def _listed(variable: str) -> set[str]:
+    return {_normal(item) for item in os.environ.get(variable, "").split(",") if item.strip()}
+
+
+def _normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
+
+

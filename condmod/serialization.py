@@ -1,0 +1,123 @@
+"""Checkpoints: a folder with safetensors and JSON, written aside and renamed; no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from condmod.errors import CheckpointError
+
+FORMAT = 1
+TENSORS = "tensors.safetensors"
+DOCUMENT = "checkpoint.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint holds: tensors by name, and a JSON document."""
+
+    tensors: dict[str, Tensor]
+    document: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], document: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint beside `folder`, then rename it; a checkpoint already there is replaced.
+
+    Args:
+        folder: where the checkpoint is to stand.
+        tensors: what to keep, by name.
+        document: JSON data that belongs to it (config, step, ...).
+    """
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.new")
+    former = target.with_name(f".{target.name}.{os.getpid()}.old")
+    for leftover in (aside, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        aside.mkdir()
+        plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, aside / TENSORS)
+        text = json.dumps({"format": FORMAT, "tool": "condmod", **document}, indent=2)
+        (aside / DOCUMENT).write_text(text + "\n", encoding="utf-8")
+        for path in (aside / TENSORS, aside / DOCUMENT):
+            _sync(path)
+        if target.exists():
+            target.rename(former)
+        aside.rename(target)
+        _sync(target.parent)
+    finally:
+        if former.exists() and not target.exists():
+            former.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, truncated, foreign, or of another format version.
+    """
+    path = Path(folder)
+    if not (path / DOCUMENT).is_file() or not (path / TENSORS).is_file():
+        raise CheckpointError(
+            f"{path} holds no condmod checkpoint: it needs {DOCUMENT} and {TENSORS}"
+        )
+    try:
+        document = json.loads((path / DOCUMENT).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path / DOCUMENT} is not readable JSON: {error}") from None
+    if not isinstance(document, dict) or document.get("tool") != "condmod":
+        raise CheckpointError(f"{path / DOCUMENT} was not written by condmod")
+    if document.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {document.get('format')!r}; this condmod reads {FORMAT}"
+        )
+    try:
+        tensors = load_file(path / TENSORS)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path / TENSORS} is truncated or foreign: {error}") from None
+    return Checkpoint(tensors, document)
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a module after checking every key, shape and dtype.
+
+    Raises:
+        CheckpointError: what is missing, unexpected or of another shape or dtype; the module
+            is left as it was.
+    """
+    state = module.state_dict()
+    problems = [f"missing {name}" for name in state if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in state]
+    for name in state.keys() & tensors.keys():
+        want, got = state[name], tensors[name]
+        if want.shape != got.shape or want.dtype != got.dtype:
+            problems.append(
+                f"{name} is {got.dtype} {tuple(got.shape)}, not {want.dtype} {tuple(want.shape)}"
+            )
+    if problems:
+        shown = "; ".join(sorted(problems)[:8])
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError(f"the checkpoint does not fit the module: {shown}{more}")
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
