@@ -31,6 +31,7 @@ _HOME = {
     "SiteError": "errors",
     "Spec": "spec",
     "SpecError": "errors",
+    "Sublayer": "modulator",
     "SublayerModulator": "modulator",
     "UnknownNameError": "errors",
     "Width": "config",

@@ -17,7 +17,8 @@ class Bank(nn.Module):
 
     Args:
         config: the options of every modulator.
-        sites: the places by name. In the state dict a name's dots read as slashes.
+        sites: the places by name. In the state dict a name's dots read as slashes, and a name
+            that torch keeps for itself, such as "keys", has a slash behind it.
 
     Raises:
         SiteError: no site, or the component does not fit one.
@@ -28,6 +29,12 @@ class Bank(nn.Module):
         if not sites:
             raise SiteError(f"a bank of {config} needs at least one site")
         cls: type[Component[Any, Any]] = config.component
+        keys = [_key(name) for name in sites]
+        for name, key in zip(sites, keys, strict=True):
+            if not name or keys.count(key) > 1:
+                raise SiteError(
+                    f"the sites of a bank have distinct names (dots read as slashes); got {name!r}"
+                )
         self.config = config
         self.names = tuple(sites)
         self.shared = cls.shared(config, list(sites.values()))
@@ -61,4 +68,5 @@ class Bank(nn.Module):
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "/")
+    key = name.replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) or key == "training" else key

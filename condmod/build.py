@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
-from pydantic import Field, GetPydanticSchema
+from pydantic import GetPydanticSchema
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 
 from condmod.config import (
@@ -19,7 +21,7 @@ from condmod.config import (
     is_validating,
 )
 from condmod.errors import SiteError, SpecError
-from condmod.registry import Entry, Registry, active_registry, located
+from condmod.registry import Entry, Registry, active_registry, an, located
 from condmod.spec import Spec, parse, show
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def configure(
     registry = registry or active_registry()
     if isinstance(spec, ComponentConfig):
         if role not in (None, spec.role):
-            raise SpecError(f"{spec} is an {spec.role} config where a {role} is wanted")
+            raise SpecError(f"{spec} is {an(spec.role)}, not {an(role or spec.role)}")
         return spec
     parsed = parse(spec)
     try:
@@ -221,9 +223,7 @@ def describe(name: str, *, registry: Registry | None = None) -> Description:
         Option(
             key,
             _type_words(properties.get(key, {})),
-            "required"
-            if info.is_required()
-            else show(info.get_default(call_default_factory=True)),
+            "required" if info.is_required() else show(info.get_default(call_default_factory=True)),
             " ".join((info.description or "").split()),
         )
         for key, info in cls.Config.model_fields.items()
@@ -280,14 +280,12 @@ class _SpecField(GetPydanticSchema):
 
         schema = core_schema.no_info_plain_validator_function(
             validate,
-            serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda config: config.model_dump(mode="json")
-            ),
+            serialization=core_schema.plain_serializer_function_ser_schema(_dumped),
         )
-        described = {
+        described: dict[str, Any] = {
             "x-condmod": role,
             "anyOf": [
-                {"type": "string", "description": f"a {role} spec as text"},
+                {"type": "string", "description": f"spec text of {an(role)}"},
                 {
                     "type": "object",
                     "properties": {"name": {"type": "string"}},
@@ -295,7 +293,20 @@ class _SpecField(GetPydanticSchema):
                 },
             ],
         }
-        super().__init__(lambda _source, _handler: schema, lambda _schema, _handler: described)
+        super().__init__(  # a copy each time: pydantic writes a field's default into it
+            lambda _source, _handler: schema, lambda _schema, _handler: deepcopy(described)
+        )
+
+
+class _ValidatedDefault(FieldInfo):  # type: ignore[misc]  # pydantic lets subclasses pass
+    """Validates a field's default too; a plain Field would warn inside `tuple[ModulatorSpec]`."""
+
+    __slots__ = ()
+
+
+def _dumped(value: ComponentConfig | str) -> Any:
+    """Plain data of a config; a default that is still text, as JSON schemas show it, stays."""
+    return value if isinstance(value, str) else value.model_dump(mode="json")
 
 
 def _nested(value: Any, role: Role) -> ComponentConfig:
@@ -309,8 +320,8 @@ def _nested(value: Any, role: Role) -> ComponentConfig:
 
 
 ModulatorSpec: TypeAlias = Annotated[
-    ModulatorConfig | str, _SpecField("modulator"), Field(validate_default=True)
+    ModulatorConfig | str, _SpecField("modulator"), _ValidatedDefault(validate_default=True)
 ]
 EncoderSpec: TypeAlias = Annotated[
-    EncoderConfig | str, _SpecField("encoder"), Field(validate_default=True)
+    EncoderConfig | str, _SpecField("encoder"), _ValidatedDefault(validate_default=True)
 ]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from condmod.config import ComponentConfig, Kind, ModulatorConfig
@@ -30,7 +29,7 @@ class Signal(NamedTuple):
     value: Any
     mask: Tensor | None = None
     present: Tensor | None = None
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
 
 
 Condition: TypeAlias = "Tensor | Signal | Mapping[str, Tensor | Signal]"

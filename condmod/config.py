@@ -1,9 +1,9 @@
 """Configs: validated, frozen options of a component; no torch in this room."""
 
 import keyword
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,14 @@ Role = Literal["modulator", "encoder"]
 Kind = Literal["raw", "global", "aligned", "map", "set", "rows", "self"]
 Width = Annotated[int, Field(ge=1, le=65536)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _unfit(annotation: Any) -> str:
+    """The name of a container in `annotation` that can change or that no spec can say."""
+    for kind in (list, dict, set, frozenset):
+        if kind in (annotation, get_origin(annotation)):
+            return kind.__name__
+    return next(filter(None, map(_unfit, get_args(annotation))), "")
 
 
 class ComponentConfig(BaseModel):
@@ -50,10 +58,16 @@ class ComponentConfig(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         for name, info in cls.model_fields.items():
-            if name == "name" or keyword.iskeyword(name) or not name.isascii() or info.alias:
+            aliases = (info.alias, info.validation_alias, info.serialization_alias)
+            if name == "name" or keyword.iskeyword(name) or not name.isascii() or any(aliases):
                 raise DefinitionError(
                     f"{cls.__name__}.{name}: an option is a plain ASCII identifier, neither "
                     "'name' nor a Python keyword, and has no alias, so that a spec can say it"
+                )
+            if unfit := _unfit(info.annotation):
+                raise DefinitionError(
+                    f"{cls.__name__}.{name}: options are frozen all the way down, so {unfit} is "
+                    "no option's type; use tuple for a list or set, FrozenMapping for a dict"
                 )
 
     @classmethod
@@ -73,7 +87,10 @@ class ComponentConfig(BaseModel):
             return cls.model_validate(dict(options))
         except ValidationError as error:
             root = spec or Spec(cls.component_name(), FrozenMapping(options))
-            lines = [_point(item["msg"], item["loc"], root, **item["ctx"]) for item in error.errors()]
+            lines = [
+                _point(item["msg"], item["loc"], root, of_key=item["ctx"]["of_key"])
+                for item in error.errors(include_url=False)
+            ]
             raise SpecError("\n".join(lines)) from None
         finally:
             _VALIDATING.reset(token)
@@ -86,7 +103,8 @@ class ComponentConfig(BaseModel):
         changed = {}
         for name, info in type(self).model_fields.items():
             value, default = getattr(self, name), info.get_default(call_default_factory=True)
-            if not (value == default or (isinstance(default, str) and show(value) == default)):
+            of_text = isinstance(value, ComponentConfig) and str(value) == default
+            if not (value == default or of_text):
                 changed[name] = value
         return changed
 
@@ -104,13 +122,17 @@ class ComponentConfig(BaseModel):
         try:
             return handler(data)  # type: ignore[no-any-return]
         except ValidationError as error:
-            details = [cls._restated(dict(item)) for item in error.errors(include_url=False)]
+            mistakes = _by_place(error.errors(include_url=False), data)
+            details = [cls._restated(place, items) for place, items in mistakes.items()]
             raise ValidationError.from_exception_data(cls.component_name(), details) from None
 
     @classmethod
-    def _restated(cls, error: dict[str, Any]) -> InitErrorDetails:
-        loc, value, kind = error["loc"], error["input"], error["type"]
-        owner, option, of_key = cls.component_name(), ".".join(map(str, loc)), False
+    def _restated(cls, loc: Path, errors: Sequence[Mapping[str, Any]]) -> InitErrorDetails:
+        error = errors[0]
+        value, kind, of_key = error["input"], error["type"], False
+        owner, option = cls.component_name(), ".".join(map(str, loc))
+        if loc[-1:] == ("[key]",):
+            option = f"a key of {'.'.join(map(str, loc[:-2]))}"
         if kind == "condmod":  # a nested component has already said it
             text, of_key = error["msg"], error["ctx"]["of_key"]
         elif kind == "extra_forbidden":
@@ -119,12 +141,14 @@ class ComponentConfig(BaseModel):
             text, of_key = f"{owner} has no option {option!r}{mend}", True
         elif kind == "missing":
             text = f"{owner} needs the option {option!r}"
-        elif kind == "value_error":
+        elif kind in {"value_error", "assertion_error"}:
             text = f"{owner}: {error['ctx']['error']}"
         else:
-            rule = error["msg"].replace("Input should", "should", 1)
-            text = f"{owner}: {option} {rule}; got {show(value)}"
-            if isinstance(value, Spec) and not value.options:
+            rules = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in errors)
+            should = "should be " if error["msg"].startswith("Input should be ") else ""
+            text = f"{owner}: {option} {should}{' or '.join(rules)}; got {show(value):.80}"
+            wants_text = {item["type"] for item in errors} & {"string_type", "literal_error"}
+            if wants_text and isinstance(value, Spec) and not value.options:
                 text += f"; a bare word names a component, so quote text: {option}='{value}'"
             elif isinstance(value, str) and kind == "literal_error":
                 text += nearest(value, error["ctx"]["expected"].replace("'", " ").split())
@@ -178,11 +202,14 @@ def is_validating() -> bool:
     return _VALIDATING.get()
 
 
-def _point(message: str, loc: Path, root: Spec, *, of_key: bool, text: str) -> str:
+def _point(message: str, loc: Path, root: Spec, *, of_key: bool) -> str:
     """`message` with a caret under the part of `root` that `loc` leads to."""
     node: Any = root
-    source, reached = root.source, ()
+    reached: Path = ()
+    source = root.source
     for step in loc:
+        if step == "[key]":
+            break
         if isinstance(node, str):
             node, reached = parse(node), ()
             source = node.source
@@ -192,6 +219,34 @@ def _point(message: str, loc: Path, root: Spec, *, of_key: bool, text: str) -> s
     if source is not None:
         return f"{message}\n{source.point(reached, key=of_key)}"
     return f"{message}\n  at {'.'.join(map(str, loc))}" if len(loc) > 1 else message
+
+
+def _by_place(errors: Sequence[Any], data: Any) -> dict[Path, list[Any]]:
+    """Pydantic's errors by the option they are about: a union reports each of its members."""
+    places: dict[Path, list[Any]] = {}
+    unions: set[Path] = set()
+    for error in errors:
+        place: Path = error["loc"]
+        if error["type"] not in {"condmod", "missing"} and place[-1:] != ("[key]",):
+            place = _within(place, data)
+        places.setdefault(place, []).append(error)
+        if place != error["loc"]:
+            unions.add(place)
+    return {
+        place: items
+        for place, items in places.items()
+        if place not in unions
+        or not any(other != place and other[: len(place)] == place for other in places)
+    }
+
+
+def _within(loc: Path, data: Any) -> Path:
+    """`loc` without the steps that lead nowhere in `data`: the names of a union's members."""
+    place: Path = ()
+    for step in loc:
+        if not place or step in _children(data):
+            place, data = (*place, step), _children(data).get(step)
+    return place
 
 
 def _children(node: Any) -> dict[Any, Any]:

@@ -69,7 +69,7 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
         """The dtype of what comes out, outside autocast."""
         return self._like.dtype
 
-    @final
+    @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
     def forward(self, signal: Condition) -> Tensor | Signal:
         """Encode a signal; samples with `present` False become the learned null.
 
@@ -122,8 +122,7 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
     def _check_width(self, value: Tensor, expected: int) -> None:
         if value.shape[-1] != expected:
             raise ShapeError(
-                f"{self.name} takes a signal whose last dim is {expected}; "
-                f"got {tuple(value.shape)}"
+                f"{self.name} takes a signal whose last dim is {expected}; got {tuple(value.shape)}"
             )
 
     def extra_repr(self) -> str:

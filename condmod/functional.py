@@ -1,4 +1,6 @@
-"""The passes over the features, and what generators share. Shapes: B batch, C features, D condition.
+"""The passes over the features, and what generators share.
+
+Shapes: B batch, C features, D condition.
 
 A modulation's leaf is (B, C) for a global condition or (B, *positions, C) for an aligned one,
 always with C last; features have C at `channel_dim`, 1 or -1. Half-precision features are
@@ -7,6 +9,7 @@ modulated in float32 and rounded once, so `1 + scale` keeps small scales.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -181,7 +184,7 @@ def blank_linear(in_features: int, out_features: int, *, bias: bool = True) -> n
 def mlp(widths: Sequence[int], act: Activation) -> nn.Sequential:
     """Linear and activation in turn, through `widths` (input width first); blank, as above."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers += [blank_linear(before, after), activation(act)]
     return nn.Sequential(*layers)
 

@@ -26,7 +26,7 @@ class Modulator(Component[ConfigT, ModulationT]):
     def modulate(self, x: Tensor, modulation: ModulationT) -> Tensor:
         """Apply a modulation to the features; never sees the condition."""
 
-    @final
+    @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
     def forward(self, x: Float[Tensor, "B ..."], condition: Condition) -> Float[Tensor, "B ..."]:
         """modulate(x, generate(condition)).
 
@@ -64,7 +64,7 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
     ) -> Tensor:
         """Join the features x and the sublayer's output y: gate, residual, output scale."""
 
-    @final
+    @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
     def forward(
         self, x: Float[Tensor, "B ..."], condition: Condition, *sublayers: Sublayer
     ) -> Float[Tensor, "B ..."]:

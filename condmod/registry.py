@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,14 +19,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pluggy
 
 from condmod import hooks
 from condmod.config import Role
 from condmod.errors import DefinitionError, PluginConflictError, PluginError, UnknownNameError
-from condmod.spec import nearest
+from condmod.spec import is_name, nearest
 
 GROUPS: dict[Role, str] = {"modulator": "condmod.modulators", "encoder": "condmod.encoders"}
 HOOKS: dict[Role, str] = {"modulator": "condmod_modulators", "encoder": "condmod_encoders"}
@@ -67,8 +68,10 @@ class Registry:
         self._fixed = None if entries is None else tuple(entries)
         self._manager = pluggy.PluginManager("condmod")
         self._manager.add_hookspecs(hooks)
-        self._registered: dict[str, tuple[Entry, type]] = {}
-        self._loaded: dict[str, dict[str, type]] = {}
+        self._registered: dict[str, tuple[Entry, type[Any]]] = {}
+        self._loaded: dict[str, dict[str, type[Any]]] = {}
+        self._reasons: dict[str, str] = {}
+        self._loading = threading.RLock()
         self.quarantine: dict[str, str] = {}
         self._scan()
 
@@ -85,7 +88,7 @@ class Registry:
 
     def names(self, role: Role | None = None) -> list[str]:
         """Every name, sorted; from metadata, nothing is imported."""
-        known = [group[0] for group in self._entries.values()]
+        known = [entry for group in self._entries.values() for entry in group]
         known += [entry for entry, _ in self._registered.values()]
         return sorted({entry.name for entry in known if role in (None, entry.role)})
 
@@ -112,12 +115,15 @@ class Registry:
             return self._registered[name][0]
         if name not in self._entries and self._fixed is None:
             installed_entries.cache_clear()  # something may have been installed meanwhile
+            importlib.invalidate_caches()
             self._scan()
         entries = self._entries.get(name)
         if entries is None:
             raise UnknownNameError(self._unknown(name))
         if len(entries) > 1:
-            owners = " and ".join(sorted(f"{item.provenance} ({item.module})" for item in entries))
+            owners = " and ".join(
+                sorted(f"{item.provenance} ({item.role} in {item.module})" for item in entries)
+            )
             raise PluginConflictError(
                 f"{name!r} is claimed by {owners}; uninstall one, or shut it out with "
                 "CONDMOD_DISABLE=<distribution>"
@@ -143,9 +149,8 @@ class Registry:
         """
         entry = self.entry(name)
         if role not in (None, entry.role):
-            an = {"encoder": "an encoder", "modulator": "a modulator"}
             raise UnknownNameError(
-                f"{name!r} is {an[entry.role]}, not {an[cast(Role, role)]}; "
+                f"{name!r} is {an(entry.role)}, not {an(role or entry.role)}; "
                 f"{role}s here: {', '.join(self.names(role)) or 'none'}"
             )
         cls = (
@@ -166,24 +171,25 @@ class Registry:
             )
         return cls
 
-    def _provided(self, entry: Entry) -> dict[str, type]:
+    def _provided(self, entry: Entry) -> dict[str, type[Any]]:
         """Name to class for one plugin module and role, imported once, under guard."""
         key = f"{entry.module}:{entry.role}"
-        if key not in self._loaded and entry.module not in self.quarantine:
-            try:
-                self._loaded[key] = self._import(entry)
-            except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin may raise anything
-                text = "".join(traceback.format_exception(error))
-                self.quarantine[entry.module] = text
+        with self._loading:
+            if key not in self._loaded and entry.module not in self.quarantine:
+                try:
+                    self._loaded[key] = self._import(entry)
+                except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin may raise anything
+                    words = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+                    self._reasons[entry.module] = words.removesuffix(": ")
+                    self.quarantine[entry.module] = "".join(traceback.format_exception(error))
         if entry.module in self.quarantine:
-            reason = self.quarantine[entry.module].strip().splitlines()[-1]
             raise PluginError(
                 f"{entry.name!r} comes from {entry.provenance}, whose module {entry.module} "
-                f"failed: {reason}; `condmod doctor` shows the traceback"
+                f"failed: {self._reasons[entry.module]}; `condmod doctor` shows the traceback"
             )
         return self._loaded[key]
 
-    def _import(self, entry: Entry) -> dict[str, type]:
+    def _import(self, entry: Entry) -> dict[str, type[Any]]:
         module = importlib.import_module(entry.module)
         if not self._manager.is_registered(module):
             try:
@@ -194,11 +200,15 @@ class Registry:
                 raise
         others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
         caller = self._manager.subset_hook_caller(HOOKS[entry.role], others)
-        provided: dict[str, type] = {}
+        provided: dict[str, type[Any]] = {}
         for classes in caller():
             for cls in classes:
                 for name in _check(cls, entry.role):
-                    provided[name] = cls
+                    if provided.setdefault(name, cls) is not cls:
+                        raise DefinitionError(
+                            f"{name!r} is the name of both {provided[name].__qualname__} and "
+                            f"{cls.__qualname__}"
+                        )
         return provided
 
     def register(self, cls: ComponentT) -> ComponentT:
@@ -208,7 +218,9 @@ class Registry:
             DefinitionError: it is no concrete component.
             PluginConflictError: an installed plugin, or another class, has its name.
         """
-        role: Role = cls.Config.role if hasattr(cls, "Config") else "modulator"  # type: ignore[attr-defined]
+        from condmod.encoder import Encoder
+
+        role: Role = "encoder" if _is_a(cls, Encoder) else "modulator"
         names = _check(cls, role)
         for name in names:
             if name in self._entries:
@@ -264,8 +276,9 @@ class Registry:
     def __repr__(self) -> str:
         owners = {entry.distribution for group in self._entries.values() for entry in group}
         owners |= {entry.distribution for entry, _ in self._registered.values()}
-        broken = f", {len(self.quarantine)} plugins failed" if self.quarantine else ""
-        return f"<Registry: {len(self)} components from {len(owners)} distributions{broken}>"
+        counts = f"{_count(len(self), 'component')} from {_count(len(owners), 'distribution')}"
+        broken = f", {_count(len(self.quarantine), 'plugin')} failed" if self.quarantine else ""
+        return f"<Registry: {counts}{broken}>"
 
 
 _ACTIVE: ContextVar["Registry | None"] = ContextVar("condmod_registry", default=None)
@@ -290,8 +303,14 @@ def installed_entries() -> tuple[Entry, ...]:
         for point in metadata.entry_points(group=group):
             dist = point.dist
             name, version = (dist.metadata["Name"], dist.version) if dist else ("unknown", "")
-            found.append(Entry(point.name, role, point.module, name, version))
+            module = point.value.partition(":")[0].strip()  # point.module raises if it is no name
+            found.append(Entry(point.name, role, module, name, version))
     return tuple(found)
+
+
+def an(role: Role) -> str:
+    """The role with its article."""
+    return "an encoder" if role == "encoder" else "a modulator"
 
 
 def shut_out(distribution: str) -> str:
@@ -311,7 +330,9 @@ def located(entry: Entry, cls: type) -> Entry:
         file, line = inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
     except (OSError, TypeError):
         file, line = getattr(sys.modules.get(cls.__module__), "__file__", None) or "", 0
-    return Entry(entry.name, entry.role, entry.module, entry.distribution, entry.version, file, line)
+    return Entry(
+        entry.name, entry.role, entry.module, entry.distribution, entry.version, file, line
+    )
 
 
 def _check(cls: Any, role: Role) -> list[str]:
@@ -322,13 +343,28 @@ def _check(cls: Any, role: Role) -> list[str]:
 
     bases = {"modulator": (Modulator, SublayerModulator), "encoder": (Encoder,)}[role]
     words = " or ".join(base.__name__ for base in bases)
-    if not (isinstance(cls, type) and issubclass(cls, bases) and "name" in cls.__dict__):
-        hint = "; subclass Modulator" if isinstance(cls, type) and issubclass(cls, Component) else ""
+    if not (_is_a(cls, *bases) and "name" in cls.__dict__):
+        hint = "; subclass Modulator" if _is_a(cls, Component) else ""
         raise DefinitionError(f"{cls!r} is no concrete {words} with a `name`{hint}")
     if cls.__abstractmethods__:
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise DefinitionError(f"{cls.__name__} ({cls.name!r}) does not implement {missing}")
-    return [cls.name, *cls.aliases, *cls.deprecated]
+    names = [cls.name, *cls.aliases, *cls.deprecated]
+    for name in names:
+        if not is_name(name):
+            raise DefinitionError(
+                f"{cls.__name__}: a name is plain ASCII words with dots between, as in film or "
+                f"acme.gate; got {name!r}"
+            )
+    return names
+
+
+def _is_a(cls: Any, *bases: type) -> bool:
+    return isinstance(cls, type) and issubclass(cls, bases)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _listed(variable: str) -> set[str]:
@@ -337,5 +373,3 @@ def _listed(variable: str) -> set[str]:
 
 def _normal(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
-
-

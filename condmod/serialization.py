@@ -37,8 +37,19 @@ def save_checkpoint(
     Args:
         folder: where the checkpoint is to stand.
         tensors: what to keep, by name.
-        document: JSON data that belongs to it (config, step, ...).
+        document: JSON data that belongs to it (config, step, ...); "format" and "tool" are
+            added.
+
+    Raises:
+        CheckpointError: the document has another "format" or "tool" of its own.
     """
+    own = {"format": FORMAT, "tool": "condmod"}
+    for key, value in own.items():
+        if document.get(key, value) != value:
+            raise CheckpointError(
+                f"the key {key!r} of a checkpoint's document is condmod's own; "
+                f"got {document[key]!r}"
+            )
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}.new")
@@ -47,9 +58,8 @@ def save_checkpoint(
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         aside.mkdir()
-        plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, aside / TENSORS)
-        text = json.dumps({"format": FORMAT, "tool": "condmod", **document}, indent=2)
+        save_file(_plain(tensors), aside / TENSORS)
+        text = json.dumps({**own, **document}, indent=2)
         (aside / DOCUMENT).write_text(text + "\n", encoding="utf-8")
         for path in (aside / TENSORS, aside / DOCUMENT):
             _sync(path)
@@ -77,7 +87,7 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         )
     try:
         document = json.loads((path / DOCUMENT).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / DOCUMENT} is not readable JSON: {error}") from None
     if not isinstance(document, dict) or document.get("tool") != "condmod":
         raise CheckpointError(f"{path / DOCUMENT} was not written by condmod")
@@ -113,6 +123,18 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"the checkpoint does not fit the module: {shown}{more}")
     module.load_state_dict(dict(tensors), strict=True)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, as safetensors wants them; tied ones are copied."""
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        storage = own.untyped_storage().data_ptr()
+        plain[name] = own.clone() if storage in storages else own
+        storages.add(storage)
+    return plain
 
 
 def _sync(path: Path) -> None:

@@ -9,9 +9,12 @@ The text is the call subset of Python's expression grammar::
 import ast
 import difflib
 import math
+import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from typing import Any, Generic, NoReturn, TypeVar
 
 from condmod.errors import SpecError
@@ -19,6 +22,9 @@ from condmod.errors import SpecError
 MAX_LENGTH = 4096
 MAX_DEPTH = 32
 MAX_INTEGER = 2**63 - 1
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_FILTERS = threading.Lock()  # warnings.catch_warnings changes the filters of the whole process
 
 Span = tuple[int, int]
 Path = tuple[str | int, ...]
@@ -95,6 +101,9 @@ class Spec:
     options: Mapping[str, Any] = field(default_factory=FrozenMapping)
     source: Source | None = field(default=None, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", freeze(self.options))
+
     def __str__(self) -> str:
         return call(self.name, self.options)
 
@@ -114,6 +123,14 @@ def show(value: Any) -> str:
     if value is None or isinstance(value, str | int | float):
         return repr(value)
     return str(value)
+
+
+def is_name(word: Any) -> bool:
+    """Whether a spec can say this component name."""
+    return isinstance(word, str) and all(
+        part.isascii() and part.isidentifier() and not iskeyword(part)
+        for part in word.split(".")
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -149,17 +166,18 @@ def parse(spec: "str | Mapping[str, Any] | Spec") -> Spec:
     if isinstance(spec, str):
         return _Reader(spec.strip()).read()
     if isinstance(spec, Mapping):
-        options = {key: freeze(value) for key, value in spec.items()}
+        options = dict(spec)
         name = options.pop("name", None)
         if not isinstance(name, str):
+            got = f"name={name!r:.80}" if "name" in spec else f"the keys {sorted(map(str, spec))}"
             raise SpecError(
-                "a mapping that selects a component has the key 'name', as in "
-                f"{{'name': 'film'}}; got the keys {sorted(map(str, spec))}"
+                "a mapping that selects a component has its name as text under the key 'name', "
+                f"as in {{'name': 'film'}}; got {got}"
             )
         for key in options:
             if not isinstance(key, str):
                 raise SpecError(f"{name}: option names are text; got {key!r}")
-        return Spec(name, FrozenMapping(options))
+        return Spec(name, options)
     raise SpecError(
         f"a spec is text, a mapping or a config; got {type(spec).__name__}: {spec!r:.80}"
     )
@@ -198,10 +216,10 @@ class _Reader:
         return Spec(spec.name, spec.options, Source(self.text, self.values, self.keys))
 
     def tree(self) -> ast.expr:
-        if "\r" in self.text or "\f" in self.text or "\x00" in self.text:
-            raise SpecError(f"a spec holds no control characters; got {self.text!r:.100}")
+        if _CONTROL.search(self.text):
+            raise SpecError(f"a spec holds no control characters; got {self.text!a:.100}")
         try:
-            with warnings.catch_warnings():
+            with _FILTERS, warnings.catch_warnings():
                 warnings.simplefilter("error")
                 return ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
@@ -213,8 +231,6 @@ class _Reader:
             message = f"this is not a spec: {error.msg}"
         except (RecursionError, MemoryError):
             span, message = (0, 1), f"a spec nests at most {MAX_DEPTH} levels deep"
-        except ValueError as error:  # a number of too many digits
-            span, message = (0, 1), f"this is not a spec: {error}"
         raise SpecError(f"{message}\n{point(self.text, span)}") from None
 
     def offset(self, line: int, column: int) -> int:

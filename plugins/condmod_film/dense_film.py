@@ -34,7 +34,9 @@ class DenseFilmConfig(condmod.ModulatorConfig):
 
     @model_validator(mode="after")
     def _identity_is_reachable(self) -> Self:
-        reachable = {"raw", "one_plus"} if self.residual else {"raw", "one_plus", "exp", "one_plus_tanh"}
+        reachable = (
+            {"raw", "one_plus"} if self.residual else {"raw", "one_plus", "exp", "one_plus_tanh"}
+        )
         if self.init == "identity" and self.scale not in reachable:
             raise ValueError(
                 f"init='identity' cannot be reached by scale={self.scale!r}"
@@ -75,7 +77,7 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
     @property
     def offset(self) -> float:
         """The constant beside the scale: 1 for one-plus forms, and 1 more as residual."""
-        return scale_offset(self.config.scale) + self.config.residual
+        return scale_offset(self.config.scale) + float(self.config.residual)
 
     def reset_parameters(self) -> None:
         """Draw every parameter afresh."""

@@ -1,0 +1,251 @@
+"""What a law needs to know of a component: how to build it, feed it, and what it should give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from condmod.build import SpecLike, configure, create, create_encoder
+from condmod.component import Component, Condition, Signal, Site
+from condmod.config import ComponentConfig
+from condmod.encoder import Encoder
+from condmod.modulator import SublayerModulator
+from condmod.registry import Registry
+
+Make = Callable[[int, tuple[int, ...], torch.dtype], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ModulatorCase:
+    """One modulator at one site.
+
+    Attributes:
+        spec: what to build.
+        site: where.
+        reference: naive float64 reference, (state dict, x, condition, *sublayers) -> output,
+            written from the paper.
+        positions: shapes of positions to try; features are (B, *positions, C) or
+            (B, C, *positions).
+        condition: makes the same raw condition every time from batch, positions (() for a
+            global one) and the model's dtype; needed for the kind `raw` alone.
+        neutral: (module, x, *sublayers) -> what the pass gives at scale 1, shift 0, gate 1;
+            x itself by default. Needed where the component normalises or acts around sublayers.
+        registry: where to look the spec up.
+        name: what the test is called.
+    """
+
+    spec: SpecLike
+    site: Site
+    reference: Callable[..., Tensor]
+    positions: Sequence[tuple[int, ...]] = ((), (1,), (2,), (5,), (2, 3), (2, 3, 2))
+    condition: Make | None = None
+    neutral: Callable[..., Tensor] | None = None
+    registry: Registry | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """The spec, and which end the channels are at."""
+        place = "first" if self.site.channel_dim == 1 else "last"
+        return f"{self.label or self.config}-{place}"
+
+    @property
+    def config(self) -> ComponentConfig:
+        """The validated options."""
+        return configure(self.spec, role="modulator", registry=self.registry)
+
+    @property
+    def component(self) -> type[Component[Any, Any]]:
+        """The class under test."""
+        return cast("type[Component[Any, Any]]", self.config.component)
+
+    @property
+    def around(self) -> bool:
+        """Whether it acts around sublayers."""
+        return issubclass(self.component, SublayerModulator)
+
+    def build(self, *, seed: int = 0, spec: SpecLike | None = None) -> nn.Module:
+        """The module, its parameters drawn under a seed."""
+        torch.manual_seed(seed)
+        return create(spec or self.spec, self.site, registry=self.registry)
+
+    def stirred(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The module with parameters away from any special start, so that nothing is hidden."""
+        return stir(self.build()).to(dtype)
+
+    def features(
+        self, batch: int, positions: tuple[int, ...], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Random features."""
+        channels = self.site.features
+        shape = (
+            (batch, channels, *positions)
+            if self.site.channel_dim == 1
+            else (batch, *positions, channels)
+        )
+        return torch.randn(shape, generator=_generator(1), dtype=torch.float64).to(dtype)
+
+    def inputs(
+        self,
+        batch: int = 2,
+        positions: tuple[int, ...] | None = None,
+        dtype: torch.dtype = torch.float32,
+        *,
+        aligned: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """Random features with a global or an aligned condition."""
+        where = self.positions[-1] if positions is None else positions
+        x = self.features(batch, where, dtype)
+        place = where if aligned else ()
+        if self.condition is not None:
+            return x, self.condition(batch, place, dtype)
+        width = self.site.condition_dim
+        shape: tuple[int, ...] = (batch, *place, width) if width else (batch, *place)
+        value = torch.randn(shape, generator=_generator(2), dtype=torch.float64).to(dtype)
+        return x, value.movedim(-1, 1) if aligned and self.site.channel_dim == 1 else value
+
+    def sublayers(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """Fixed sublayers, as many as the component serves; none where it acts on features."""
+        return tuple(_sublayer(part) for part in range(self._parts))
+
+    @cached_property
+    def _parts(self) -> int:
+        return cast("SublayerModulator[Any, Any]", self.build()).parts if self.around else 0
+
+    def call(self, module: nn.Module, x: Tensor, condition: Any) -> Tensor:
+        """The module's forward, around the fixed sublayers where it needs some."""
+        return cast(Tensor, module(x, condition, *self.sublayers()))
+
+    def apply(self, module: Any, x: Tensor, modulation: Any) -> Tensor:
+        """What forward does after `generate`."""
+        if not self.around:
+            return cast(Tensor, module.modulate(x, modulation))
+        for part, sublayer in zip(modulation, self.sublayers(), strict=True):
+            x = module.exit(x, sublayer(module.enter(x, part, sublayer)), part, sublayer)
+        return x
+
+    def takes_aligned(self) -> bool:
+        """Whether it takes one condition per position."""
+        return "aligned" in self.component.kinds or self.condition is not None
+
+    def repeat(self, condition: Any, positions: tuple[int, ...]) -> Any:
+        """A global condition as an aligned one with equal rows."""
+        rows = repeat(condition, positions)
+        first = self.condition is None and self.site.channel_dim == 1
+        return rows.movedim(-1, 1) if first else rows
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderCase:
+    """One encoder at one width.
+
+    Attributes:
+        spec: what to build.
+        out_dim: the width asked for; None for the native one.
+        signal: makes the same signal every time from batch, positions (() for one per sample)
+            and the model's dtype; timesteps keep float32 where the model is narrower.
+        reference: naive float64 reference, (state dict, signal) -> output tensor.
+        positions: shapes of positions to try beside (); empty where it takes none.
+        registry: where to look the spec up.
+        name: what the test is called.
+    """
+
+    spec: SpecLike
+    signal: Make
+    reference: Callable[..., Tensor]
+    out_dim: int | None = None
+    positions: Sequence[tuple[int, ...]] = ((1,), (2,), (5,))
+    registry: Registry | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """The spec and the width."""
+        return f"{self.label or self.config}-{self.out_dim or 'native'}"
+
+    @property
+    def config(self) -> ComponentConfig:
+        """The validated options."""
+        return configure(self.spec, role="encoder", registry=self.registry)
+
+    @property
+    def component(self) -> type[Encoder[Any]]:
+        """The class under test."""
+        return cast("type[Encoder[Any]]", self.config.component)
+
+    def build(self, *, seed: int = 0, spec: SpecLike | None = None) -> Encoder[Any]:
+        """The module in evaluation mode, its parameters drawn under a seed."""
+        torch.manual_seed(seed)
+        module = create_encoder(spec or self.spec, self.out_dim, registry=self.registry)
+        return module.eval()
+
+    def stirred(self, dtype: torch.dtype = torch.float32) -> Encoder[Any]:
+        """The module with parameters away from any special start."""
+        return cast("Encoder[Any]", stir(self.build()).to(dtype))
+
+    def inputs(
+        self, batch: int = 3, positions: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+    ) -> Any:
+        """A random signal."""
+        return self.signal(batch, positions, dtype)
+
+
+def repeat(condition: Any, positions: tuple[int, ...]) -> Any:
+    """A condition (B, ...) as (B, *positions, ...) with equal rows; `present` stays per sample."""
+    if isinstance(condition, Signal):
+        return condition._replace(value=repeat(condition.value, positions))
+    if isinstance(condition, Mapping):
+        return {key: repeat(value, positions) for key, value in condition.items()}
+    middle = condition.reshape(len(condition), *[1] * len(positions), *condition.shape[1:])
+    return middle.expand(len(condition), *positions, *condition.shape[1:])
+
+
+def stir(module: nn.Module) -> nn.Module:
+    """Move every parameter off its start by seeded noise."""
+    generator = _generator(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_((0.3 * noise).to(parameter))
+    return module
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """Every tensor in a condition, signal or modulation."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    children = tree.values() if isinstance(tree, Mapping) else tree if tree is not None else ()
+    return [leaf for child in children for leaf in tensors(child)]
+
+
+def convert(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same condition, signal or modulation with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if tree is None:
+        return None
+    if isinstance(tree, Mapping):
+        return {key: convert(value, change) for key, value in tree.items()}
+    parts = [convert(part, change) for part in tree]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+
+def to_float(tree: Condition | Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in another dtype; integers and masks as they are."""
+    return convert(tree, lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf)
+
+
+def _sublayer(part: int) -> Callable[[Tensor], Tensor]:
+    def sublayer(h: Tensor) -> Tensor:
+        return torch.tanh(h) * (part + 1) + 0.1 * h
+
+    return sublayer
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

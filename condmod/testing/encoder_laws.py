@@ -1,0 +1,205 @@
+"""The laws of an encoder; each takes a case and raises AssertionError with what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from condmod.component import Signal
+from condmod.config import NullableConfig
+from condmod.errors import ConditionError
+from condmod.testing import common
+from condmod.testing.cases import EncoderCase, convert, repeat, stir, tensors
+
+Law = Callable[[EncoderCase], None]
+
+
+def shape(case: EncoderCase) -> None:
+    """Output is (B, *positions, out_dim) in the module's dtype, which follows `.to()`."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        module = case.stirred(dtype)
+        assert case.out_dim in (None, module.out_dim), f"out_dim is {module.out_dim}"
+        for batch in (1, 3):
+            for positions in ((), *case.positions):
+                out = common.flat(module(case.inputs(batch, positions, dtype)))
+                want = (batch, *positions, module.out_dim)
+                assert tuple(out.shape) == want, f"got {tuple(out.shape)}, not {want}"
+                assert out.dtype == dtype, f"a {dtype} module gives {out.dtype}"
+
+
+def rows(case: EncoderCase) -> None:
+    """The rows of the batch are independent."""
+    module = case.stirred()
+    given = case.inputs(3)
+    out = common.flat(module(given))
+    for row in range(3):
+        alone = convert(given, lambda leaf, row=row: leaf[row : row + 1])  # type: ignore[misc]
+        common.close(common.flat(module(alone))[0], out[row], 1e-5, f"row {row}")
+
+
+def aligned(case: EncoderCase) -> None:
+    """One signal per position with equal rows means the same as one signal per sample."""
+    module = case.stirred(torch.float64)
+    for positions in case.positions:
+        for batch in (1, 2, 5):
+            given = case.inputs(batch, (), torch.float64)
+            got = common.flat(module(repeat(given, positions)))
+            want = repeat(common.flat(module(given)), positions)
+            common.close(got, want, 1e-10, f"batch {batch}, positions {positions}")
+
+
+def reset(case: EncoderCase) -> None:
+    """After `model.apply(reinit)`, `reset_parameters` restores the published start."""
+    common.check_reset(case.build(seed=7), 7)
+
+
+def round_trip(case: EncoderCase) -> None:
+    """`configure(str(config)) == config`, and through JSON and YAML."""
+    common.check_round_trip(case.config, case.registry)
+
+
+def options(case: EncoderCase) -> None:
+    """Integer options are bounded, and every option is described."""
+    common.check_options(type(case.config))
+
+
+def gradients(case: EncoderCase) -> None:
+    """Every parameter gets a gradient, also when every signal is absent."""
+    module = case.stirred()
+    signals = [case.inputs()]
+    if module.null is not None:
+        signals.append(_absent(case.inputs(), 3, [False] * 3))
+    for number, given in enumerate(signals):
+        module.zero_grad()
+        if list(module.parameters()):
+            torch.autograd.backward(common.flat(module(given)).square().sum())
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None, f"{name} has no gradient (signal {number})"
+            assert parameter.grad.isfinite().all(), f"{name} has a gradient that is not finite"
+
+
+def absence(case: EncoderCase) -> None:
+    """Absent samples become the null whatever they hold; an encoder without a null refuses."""
+    module = case.stirred()
+    given = case.inputs()
+    if not issubclass(case.component.Config, NullableConfig):
+        return
+    if module.null is None:
+        with pytest.raises(ConditionError, match="nullable=True"):
+            module(_absent(given, 3, [True, False, True]))
+        return
+    out = common.flat(module(_absent(given, 3, [True, False, True])))
+    whole = common.flat(module(given))
+    assert torch.equal(out[0], whole[0]), "a present sample changes when another is absent"
+    assert torch.equal(out[1], module.null.expand_as(out[1])), "an absent sample is not the null"
+    value = given.value if isinstance(given, Signal) else given
+    spoilt = value.clone()
+    spoilt[1] = float("nan") if value.is_floating_point() else -1
+    again = common.flat(module(_absent(spoilt, 3, [True, False, True])))
+    assert torch.equal(again, out), "what an absent sample holds leaks into the output"
+
+
+def gradcheck(case: EncoderCase) -> None:
+    """Analytic gradients equal numeric ones in float64, for parameters and floating signals."""
+    module = case.stirred(torch.float64)
+    given = case.inputs(2, (), torch.float64)
+    floats = [leaf for leaf in tensors(given) if leaf.is_floating_point()]
+    names = [name for name, _ in module.named_parameters()]
+    for leaf in floats:
+        leaf.requires_grad_()
+
+    def run(*leaves: Tensor) -> Tensor:
+        left = iter(leaves[: len(floats)])
+        signal = convert(given, lambda t: next(left) if t.is_floating_point() else t)
+        state = dict(zip(names, leaves[len(floats) :], strict=True))
+        return common.flat(torch.func.functional_call(module, state, (signal,)))
+
+    inputs = (*floats, *module.parameters())
+    assert not inputs or torch.autograd.gradcheck(run, inputs), "gradcheck failed"
+
+
+def precision(case: EncoderCase) -> None:
+    """A bfloat16 module reads the same signal: it only rounds, never shifts a timestep."""
+    module = case.stirred()
+    low = stir(case.build()).to(torch.bfloat16)
+    given = case.inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        amp = common.flat(module(given))
+    want = common.flat(module(given))
+    limit = 0.06 * max(want.abs().max().item(), 1.0)
+    common.close(amp, want, limit, "under autocast")
+    common.close(common.flat(low(case.inputs(dtype=torch.bfloat16))), want, limit, "in bfloat16")
+
+
+def compiled(case: EncoderCase) -> None:
+    """`torch.compile(fullgraph=True)` equals eager."""
+    given = case.inputs()
+    common.check_compile(case.stirred(), lambda module: module(given))
+
+
+def exported(case: EncoderCase) -> None:
+    """`torch.export` equals eager."""
+    module = case.stirred()
+    given = case.inputs()
+    program = torch.export.export(module, (given,))
+    got, want = program.module()(given), module(given)
+    common.close(common.flat(got), common.flat(want), 1e-5, "exported")
+
+
+def copies(case: EncoderCase) -> None:
+    """Deepcopy, pickle and a strict state_dict keep the output."""
+    given = case.inputs()
+    common.check_copies(case.stirred(), lambda module: module(given))
+
+
+def functional_call(case: EncoderCase) -> None:
+    """`torch.func.functional_call` uses the parameters that it is given."""
+    given = case.inputs()
+    common.check_functional_call(case.stirred(), lambda call: call(given))
+
+
+def meta(case: EncoderCase) -> None:
+    """It builds on the meta device."""
+    common.check_meta(case.build, case.build())
+
+
+def reference(case: EncoderCase) -> None:
+    """The output equals the naive float64 reference."""
+    module = case.stirred(torch.float64)
+    for positions in ((), *case.positions):
+        given = case.inputs(2, positions, torch.float64)
+        want = case.reference(module.state_dict(), given)
+        common.close(common.flat(module(given)), want, 1e-10, f"positions {positions}")
+
+
+def _absent(given: Any, batch: int, present: list[bool]) -> Signal:
+    signal = given if isinstance(given, Signal) else Signal(given)
+    assert len(present) == batch
+    return signal._replace(present=torch.tensor(present))
+
+
+ENCODER_LAWS: dict[str, Law] = {
+    law.__name__: law
+    for law in (
+        shape,
+        rows,
+        aligned,
+        reset,
+        round_trip,
+        options,
+        gradients,
+        absence,
+        gradcheck,
+        precision,
+        compiled,
+        exported,
+        copies,
+        functional_call,
+        meta,
+        reference,
+    )
+}

@@ -1,0 +1,49 @@
+"""No conditioning at all."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+import condmod
+
+
+class NoneConfig(condmod.ModulatorConfig):
+    """`none` has no options."""
+
+
+class Nothing(NamedTuple):
+    """The empty modulation."""
+
+
+class Unconditioned(condmod.Modulator[NoneConfig, Nothing]):
+    """No conditioning: y = x. The condition is checked and has no effect.
+
+    Shapes:
+        x (B, ..., C) or (B, C, ...), any rank from 2; condition (B, D) or aligned to x.
+
+    Init:
+        no parameters.
+
+    Source:
+        the zero of any comparison: what the network does by itself.
+    """
+
+    name = "none"
+    Config = NoneConfig
+    kinds: ClassVar[frozenset[Any]] = frozenset({"global", "aligned"})
+    waivers: ClassVar[Mapping[str, str]] = {
+        "bad_shapes": "the empty modulation has no shape that could contradict the features"
+    }
+
+    def reset_parameters(self) -> None:
+        """There is nothing to draw."""
+
+    def generate(self, condition: condmod.Condition) -> Nothing:
+        """Nothing, after the condition's check."""
+        self.accept(condition)
+        return Nothing()
+
+    def modulate(self, x: Tensor, modulation: Nothing) -> Tensor:  # noqa: ARG002
+        """The features as they are."""
+        return x
