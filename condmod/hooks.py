@@ -1,11 +1,13 @@
 """The whole plugin contract: what a plugin may implement. Importing this imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from condmod.component import Component
     from condmod.encoder import Encoder
 
@@ -27,3 +29,13 @@ def condmod_modulators() -> "Sequence[type[Component[Any, Any]]]":
 def condmod_encoders() -> "Sequence[type[Encoder[Any]]]":
     """Return the encoder classes of a plugin; the group is `condmod.encoders`."""
     return ()
+
+
+@hookspec
+def condmod_documents() -> "Mapping[str, type[BaseModel]]":
+    """Return the kinds of YAML file that a plugin reads, by name, for `condmod validate`.
+
+    The plugin is an entry of its distribution in the group `condmod.plugins`, whose value is the
+    module that holds this hookimpl.
+    """
+    return {}
