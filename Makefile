@@ -1,0 +1,57 @@
+# make demo | test | check | docs | docs-serve | format      Needs Python >= 3.11 and make, no more.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
+SOURCES := condmod plugins tests docs examples benchmarks
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test check lint types docs docs-serve format clean
+
+demo: $(VENV)/.lab
+	$(BIN)/condmod demo
+
+# The whole gate. Two workers with one thread each; the last line is pytest's summary.
+test: lint types docs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# The fast loop: lint, types, and the tests that differ from the last commit.
+check: lint types
+	@changed=$$(git status --porcelain -uall -- tests | sed 's/^...//' | grep '/test_[^/]*\.py$$'); \
+	if [ -n "$$changed" ]; then OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 $$changed; \
+	else echo 'no changed tests'; fi
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check --quiet $(SOURCES)
+	$(BIN)/ruff check --quiet $(SOURCES)
+	PYTHONPATH=plugins $(BIN)/lint-imports --no-logo
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/.dev
+	$(BIN)/mkdocs serve
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix --quiet $(SOURCES) || true
+	$(BIN)/ruff format --quiet $(SOURCES)
+
+clean:
+	rm -rf $(VENV) build dist site
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'condmod needs Python 3.11 or newer on the PATH' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[lab]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	@touch $@ $(VENV)/.lab
