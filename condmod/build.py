@@ -48,7 +48,7 @@ def configure(
         UnknownNameError: no component of this role has the name.
         PluginError: the plugin that provides the name failed.
     """
-    registry = registry or active_registry()
+    registry = active_registry() if registry is None else registry
     if isinstance(spec, ComponentConfig):
         if role not in (None, spec.role):
             raise SpecError(f"{spec} is {an(spec.role)}, not {an(role or spec.role)}")
@@ -215,7 +215,7 @@ def describe(name: str, *, registry: Registry | None = None) -> Description:
         UnknownNameError: nothing has this name.
         PluginError: the plugin that provides it failed.
     """
-    registry = registry or active_registry()
+    registry = active_registry() if registry is None else registry
     cls = registry.load(name)
     doc = inspect.cleandoc(cls.__doc__ or "")
     properties = cls.Config.model_json_schema().get("properties", {})

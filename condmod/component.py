@@ -114,7 +114,7 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
     kinds: ClassVar[frozenset[Kind]]
     aliases: ClassVar[tuple[str, ...]] = ()
     deprecated: ClassVar[Mapping[str, str]] = {}
-    site_params: ClassVar[bool] = False
+    site_params: bool = False
     waivers: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

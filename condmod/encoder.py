@@ -69,6 +69,27 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
         """The dtype of what comes out, outside autocast."""
         return self._like.dtype
 
+    def read(self, signal: Signal, shapes: Mapping[int, str]) -> Tensor:
+        """The signal's tensor, for `encode`.
+
+        Args:
+            signal: what `encode` was given.
+            shapes: in words, each rank that the encoder takes.
+
+        Raises:
+            ConditionError: no tensor, or one with an index.
+            ShapeError: another rank.
+        """
+        value = signal.value
+        if not isinstance(value, Tensor) or signal.index is not None:
+            what = "a Signal with an index" if signal.index is not None else type(value).__name__
+            raise ConditionError(f"{self.name} takes one tensor, without an index; got {what}")
+        if value.ndim not in shapes:
+            raise ShapeError(
+                f"{self.name} takes {' or '.join(shapes.values())}; got {tuple(value.shape)}"
+            )
+        return value
+
     @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
     def forward(self, signal: Condition) -> Tensor | Signal:
         """Encode a signal; samples with `present` False become the learned null.
@@ -80,26 +101,45 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
             (B, D) or (B, T, D); a Signal with the mask where there is one.
 
         Raises:
-            ConditionError: `present` for an encoder without a null, or not a bool (B,).
+            ConditionError: the signal's content is wrong; `present` for an encoder without a
+                null, or not a bool (B,); a mask that is not a bool (B, T).
+            ShapeError: the signal's shape is wrong.
         """
         given = signal if isinstance(signal, Signal) else Signal(signal)
         if self.null is None:
-            if given.present is not None:
-                raise ConditionError(
-                    f"{self.name} has no null for an absent signal; declare it with "
-                    f"{self.name}(nullable=True)"
-                    if issubclass(self.Config, NullableConfig)
-                    else f"{self.name} takes presence signal by signal; give it to its inputs"
-                )
-            return self.encode(given)
-        value: Tensor = given.value
+            self._refuse_presence(given)
+            return self._masked(given, self.encode(given))
+        value = given.value
+        if not isinstance(value, Tensor) or not value.ndim:
+            self.encode(given)  # says what it takes instead
         present = self._presence(value, given.present)
         safe = torch.where(_column(present, value), value, torch.zeros_like(value))
-        out = self.encode(given._replace(value=safe, present=None))
+        clean = given._replace(value=safe, present=None)
+        out = self._masked(clean, self.encode(clean))
         if isinstance(out, Signal):
             assert out.mask is not None
             return Signal(self._or_null(out.value, present), out.mask | ~present[:, None])
         return self._or_null(out, present)
+
+    def _refuse_presence(self, signal: Signal) -> None:
+        if signal.present is None:
+            return
+        if issubclass(self.Config, NullableConfig):
+            mend = f"declare it with {self.name}(nullable=True)"
+            raise ConditionError(f"{self.name} has no null for an absent signal; {mend}")
+        raise ConditionError(f"{self.name} takes presence signal by signal; give it to its inputs")
+
+    def _masked(self, signal: Signal, out: Tensor | Signal) -> Tensor | Signal:
+        """What `encode` gave, with the signal's mask where `encode` did not keep it itself."""
+        mask = signal.mask
+        if mask is None or isinstance(out, Signal):
+            return out
+        if mask.dtype != torch.bool or out.ndim != 3 or mask.shape != out.shape[:2]:
+            raise ConditionError(
+                f"{self.name}: Signal.mask is bool (B, T), one per position; "
+                f"got {mask.dtype} {tuple(mask.shape)} with {tuple(signal.value.shape)}"
+            )
+        return Signal(out, mask)
 
     def _presence(self, value: Tensor, present: Tensor | None) -> Tensor:
         batch = value.shape[0]
@@ -118,12 +158,6 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
     def _or_null(self, out: Tensor, present: Tensor) -> Tensor:
         assert self.null is not None
         return torch.where(_column(present, out), out, self.null.to(out.dtype))
-
-    def _check_width(self, value: Tensor, expected: int) -> None:
-        if value.shape[-1] != expected:
-            raise ShapeError(
-                f"{self.name} takes a signal whose last dim is {expected}; got {tuple(value.shape)}"
-            )
 
     def extra_repr(self) -> str:
         """The spec and the width, in torch's printout of a model."""

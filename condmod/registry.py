@@ -292,7 +292,7 @@ def default_registry() -> Registry:
 
 def active_registry() -> Registry:
     """The registry of the surrounding `active()` context, else the process's."""
-    return _ACTIVE.get() or default_registry()
+    return default_registry() if (registry := _ACTIVE.get()) is None else registry
 
 
 @cache

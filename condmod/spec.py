@@ -128,8 +128,7 @@ def show(value: Any) -> str:
 def is_name(word: Any) -> bool:
     """Whether a spec can say this component name."""
     return isinstance(word, str) and all(
-        part.isascii() and part.isidentifier() and not iskeyword(part)
-        for part in word.split(".")
+        part.isascii() and part.isidentifier() and not iskeyword(part) for part in word.split(".")
     )
 
 

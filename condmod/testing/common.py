@@ -16,7 +16,7 @@ from condmod.build import configure
 from condmod.config import ComponentConfig
 from condmod.registry import Registry
 
-Call = Callable[[nn.Module], Any]
+Call = Callable[[Any], Any]
 
 
 def check_round_trip(config: ComponentConfig, registry: Registry | None) -> None:

@@ -142,7 +142,7 @@ def precision(case: ModulatorCase) -> None:
     spread = want.abs().max().item()
     common.close(y, want, 0.06 * max(spread, 1.0), "under autocast")
     low = case.stirred(torch.bfloat16)
-    half = to_float((x, condition), torch.bfloat16)
+    half = case.inputs(4, case.positions[-1], torch.bfloat16)
     assert case.call(low, *half).dtype == torch.bfloat16, "bfloat16 features became another dtype"
     _small_scales(case)
 

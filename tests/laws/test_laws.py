@@ -3,12 +3,22 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from modulators import CASES as MODULATORS
-
+import condmod
 from condmod.testing import conformance
 
+sys.path.insert(0, str(Path(__file__).parent))
+import cases_affine
+import cases_fusion
+import cases_timestep
 
-@conformance(MODULATORS)
-def test_modulators_keep_the_laws(law, case):
+CASES = [*cases_affine.CASES, *cases_timestep.CASES, *cases_fusion.CASES]
+
+
+@conformance(CASES)
+def test_a_shipped_component_keeps_the_law(law, case):
     law(case)
+
+
+def test_the_table_has_every_shipped_component():
+    shipped = {*condmod.list_modulators(), *condmod.list_encoders()}
+    assert {case.component.name for case in CASES} == shipped

@@ -1,0 +1,5 @@
+"""`python -m condmod` is the command `condmod`."""
+
+from condmod.cli import main
+
+main()

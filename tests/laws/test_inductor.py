@@ -1,0 +1,39 @@
+"""Inductor compiles one component of each family, forward and backward."""
+
+import shutil
+
+import pytest
+import torch
+
+from condmod import create
+from condmod.testing.common import check_compile
+
+pytestmark = [
+    pytest.mark.skipif(
+        not (shutil.which("g++") or shutil.which("clang++")),
+        reason="inductor on a CPU needs a C++ compiler",
+    ),
+    # inductor itself imports what torch has deprecated
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
+PLACE = {"features": 16, "channel_dim": 1}
+
+
+@pytest.mark.parametrize(
+    ("spec", "place", "condition", "sublayers"),
+    [
+        ("dense_film", {"condition_dim": 8}, (3, 8), ()),
+        ("adaln_zero(parts=1)", {"condition_dim": 8}, (3, 8), (torch.tanh,)),
+        ("add(activation='silu')", {"condition_dim": 8}, (3, 8), ()),
+        ("per_timestep(inner=film, encoder=timestep(dim=32))", {}, (3,), ()),
+        ("multi_condition(encoder=fuse(inputs={'s': scalar(dim=8)}, dim=8))", {}, (3,), ()),
+    ],
+)
+def test_inductor_equals_eager(spec, place, condition, sublayers):
+    torch.manual_seed(0)
+    module = create(spec, **PLACE, **place)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, c = torch.randn(3, 16, 5, 4), torch.rand(condition)
+    given = {"s": c} if "fuse" in spec else c
+    check_compile(module, lambda m: m(x, given, *sublayers), backend="inductor")
