@@ -8,14 +8,19 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SOURCES := condmod plugins tests docs examples benchmarks
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check lint types docs docs-serve format clean
+.PHONY: demo test check lint types typed docs docs-serve format clean
 
 demo: $(VENV)/.lab
 	$(BIN)/condmod demo
 
 # The whole gate. Two workers with one thread each; the last line is pytest's summary.
-test: lint types docs
+test: lint types docs typed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# The shapes that annotations promise, checked as functions run (which torch.compile cannot trace).
+typed: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/functional tests/plugins -k 'not compile' \
+	  --jaxtyping-packages=condmod.functional,condmod.modulator,beartype.beartype
 
 # The fast loop: lint, types, and the tests that differ from the last commit.
 check: lint types

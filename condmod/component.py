@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar, get_args
 
 from torch import Tensor, nn
 
@@ -230,8 +230,9 @@ def _words(kinds: frozenset[Kind]) -> str:
 
 def _colliding(kinds: frozenset[Kind]) -> str:
     """Kinds of one rank cannot be told apart; `rows` is told by Signal.index."""
-    if not kinds:
-        return "declare which conditions it takes, as in frozenset({'global', 'aligned'})"
+    if not isinstance(kinds, frozenset) or not kinds or kinds - set(get_args(Kind)):
+        known = ", ".join(get_args(Kind))
+        return f"a frozenset of some of {known}, as in frozenset({{'global', 'aligned'}})"
     for pair in ({"aligned", "map"}, {"aligned", "set"}, {"map", "set"}):
         if pair <= kinds:
             return f"{' and '.join(sorted(pair))} have one rank; a component takes one of them"

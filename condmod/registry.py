@@ -301,8 +301,9 @@ def installed_entries() -> tuple[Entry, ...]:
     found = []
     for role, group in GROUPS.items():
         for point in metadata.entry_points(group=group):
-            dist = point.dist
-            name, version = (dist.metadata["Name"], dist.version) if dist else ("unknown", "")
+            dist = point.dist  # half removed, it may lack its metadata
+            fields: Any = (dist and dist.metadata) or {}
+            name, version = fields.get("Name") or "unknown", fields.get("Version") or ""
             module = point.value.partition(":")[0].strip()  # point.module raises if it is no name
             found.append(Entry(point.name, role, module, name, version))
     return tuple(found)
