@@ -14,6 +14,7 @@ _HOME = {
     "ConditionError": "errors",
     "CondmodError": "errors",
     "DefinitionError": "errors",
+    "Document": "hooks",
     "Encoder": "encoder",
     "EncoderConfig": "config",
     "EncoderSpec": "build",
@@ -41,16 +42,16 @@ _HOME = {
     "create_bank": "build",
     "create_encoder": "build",
     "create_with_encoder": "build",
-    "describe": "build",
+    "describe": "description",
     "generate_owned": "owned",
     "hookimpl": "hooks",
     "list_encoders": "build",
     "list_modulators": "build",
     "modulate_owned": "owned",
-    "parse": "spec",
+    "parse": "parsing",
     "register": "build",
 }
-_ROOMS = ("functional", "serialization")
+_ROOMS = ("functional", "serialization", "yaml_text")
 
 __all__ = sorted([*_HOME, *_ROOMS, "__version__"])
 

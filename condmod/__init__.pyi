@@ -1,6 +1,6 @@
 """What `condmod` offers, for type checkers; the modules are loaded on first use."""
 
-from condmod import functional, serialization
+from condmod import functional, serialization, yaml_text
 from condmod.bank import Bank
 from condmod.build import (
     EncoderSpec,
@@ -10,7 +10,6 @@ from condmod.build import (
     create_bank,
     create_encoder,
     create_with_encoder,
-    describe,
     list_encoders,
     list_modulators,
     register,
@@ -24,6 +23,7 @@ from condmod.config import (
     Probability,
     Width,
 )
+from condmod.description import describe
 from condmod.encoder import Encoder
 from condmod.errors import (
     CheckpointError,
@@ -37,11 +37,12 @@ from condmod.errors import (
     SpecError,
     UnknownNameError,
 )
-from condmod.hooks import hookimpl
+from condmod.hooks import Document, hookimpl
 from condmod.modulator import Modulator, Sublayer, SublayerModulator
 from condmod.owned import generate_owned, modulate_owned
+from condmod.parsing import parse
 from condmod.registry import Registry
-from condmod.spec import FrozenMapping, Spec, parse
+from condmod.spec import FrozenMapping, Spec
 
 __version__: str
 
@@ -54,6 +55,7 @@ __all__ = [
     "ConditionError",
     "CondmodError",
     "DefinitionError",
+    "Document",
     "Encoder",
     "EncoderConfig",
     "EncoderSpec",
@@ -92,4 +94,5 @@ __all__ = [
     "parse",
     "register",
     "serialization",
+    "yaml_text",
 ]

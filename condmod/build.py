@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 from pydantic import GetPydanticSchema
@@ -15,14 +14,14 @@ from pydantic_core import PydanticCustomError, core_schema
 from condmod.config import (
     ComponentConfig,
     EncoderConfig,
-    Kind,
     ModulatorConfig,
     Role,
     is_validating,
 )
 from condmod.errors import SiteError, SpecError
-from condmod.registry import Entry, Registry, active_registry, an, located
-from condmod.spec import Spec, parse, show
+from condmod.parsing import parse
+from condmod.registry import Registry, active_registry, an
+from condmod.spec import Spec
 
 if TYPE_CHECKING:
     from condmod.bank import Bank
@@ -176,93 +175,6 @@ def register(cls: Any) -> Any:
         PluginConflictError: its name is taken.
     """
     return active_registry().register(cls)
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option of a component, for people to read."""
-
-    name: str
-    type: str
-    default: str
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What is known of a component: `describe` makes it, `condmod show` and the docs print it."""
-
-    name: str
-    role: Role
-    summary: str
-    doc: str
-    kinds: tuple[Kind, ...]
-    site_params: bool
-    aliases: tuple[str, ...]
-    waivers: Mapping[str, str]
-    options: tuple[Option, ...]
-    entry: Entry
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
-
-
-def describe(name: str, *, registry: Registry | None = None) -> Description:
-    """Describe one component: its docstring, kinds, options and where it comes from.
-
-    Raises:
-        UnknownNameError: nothing has this name.
-        PluginError: the plugin that provides it failed.
-    """
-    registry = active_registry() if registry is None else registry
-    cls = registry.load(name)
-    doc = inspect.cleandoc(cls.__doc__ or "")
-    properties = cls.Config.model_json_schema().get("properties", {})
-    options = tuple(
-        Option(
-            key,
-            _type_words(properties.get(key, {})),
-            "required" if info.is_required() else show(info.get_default(call_default_factory=True)),
-            " ".join((info.description or "").split()),
-        )
-        for key, info in cls.Config.model_fields.items()
-    )
-    return Description(
-        name=cls.name,
-        role=cls.Config.role,
-        summary=doc.split("\n\n")[0].replace("\n", " "),
-        doc=doc,
-        kinds=tuple(sorted(getattr(cls, "kinds", ()))),
-        site_params=getattr(cls, "site_params", False),
-        aliases=(*cls.aliases, *cls.deprecated),
-        waivers=dict(cls.waivers),
-        options=options,
-        entry=located(registry.entry(name), cls),
-    )
-
-
-def _type_words(schema: Mapping[str, Any]) -> str:
-    """A JSON schema's type in few words."""
-    if "x-condmod" in schema:
-        return f"{schema['x-condmod']} spec"
-    if "enum" in schema:
-        return " | ".join(repr(value) for value in schema["enum"])
-    if "const" in schema:
-        return repr(schema["const"])
-    if "anyOf" in schema:
-        return " | ".join(_type_words(part) for part in schema["anyOf"])
-    kind = str(schema.get("type", "any"))
-    if kind == "array":
-        return f"list of {_type_words(schema.get('items', {}))}"
-    if kind == "object":
-        return f"mapping of {_type_words(schema.get('additionalProperties', {}))}"
-    low, high = schema.get("minimum"), schema.get("maximum")
-    if schema.get("exclusiveMinimum") is not None:
-        return f"{kind} > {schema['exclusiveMinimum']}" + (f", <= {high}" if high else "")
-    if low is not None and high is not None:
-        return f"{kind} from {low} to {high}"
-    return {"null": "None"}.get(kind, kind)
 
 
 class _SpecField(GetPydanticSchema):

@@ -17,7 +17,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from condmod.errors import DefinitionError, SpecError
-from condmod.spec import FrozenMapping, Path, Spec, call, freeze, nearest, parse, show
+from condmod.parsing import parse
+from condmod.spec import FrozenMapping, Path, Spec, call, freeze, nearest, show
 
 _VALIDATING: ContextVar[bool] = ContextVar("condmod_validating", default=False)
 Role = Literal["modulator", "encoder"]

@@ -1,7 +1,8 @@
 """The whole plugin contract: what a plugin may implement. Importing this imports no torch."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pluggy
 
@@ -10,6 +11,14 @@ if TYPE_CHECKING:
 
     from condmod.component import Component
     from condmod.encoder import Encoder
+
+
+class Document(NamedTuple):
+    """A kind of YAML file: the pydantic model of its content, and what reads and checks a file."""
+
+    model: "type[BaseModel]"
+    load: "Callable[[Path], BaseModel]"
+
 
 hookspec = pluggy.HookspecMarker("condmod")
 hookimpl = pluggy.HookimplMarker("condmod")
@@ -32,7 +41,7 @@ def condmod_encoders() -> "Sequence[type[Encoder[Any]]]":
 
 
 @hookspec
-def condmod_documents() -> "Mapping[str, type[BaseModel]]":
+def condmod_documents() -> "Mapping[str, Document]":
     """Return the kinds of YAML file that a plugin reads, by name, for `condmod validate`.
 
     The plugin is an entry of its distribution in the group `condmod.plugins`, whose value is the

@@ -6,49 +6,24 @@ told to whoever asks for one of its names; the others go on.
 
 import fnmatch
 import importlib
-import inspect
-import os
-import re
-import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from typing import Any, TypeVar
 
 import pluggy
 
 from condmod import hooks
 from condmod.config import Role
+from condmod.entries import GROUPS, HOOKS, Entry, installed_entries, located, shut_out
 from condmod.errors import DefinitionError, PluginConflictError, PluginError, UnknownNameError
 from condmod.spec import is_name, nearest
 
-GROUPS: dict[Role, str] = {"modulator": "condmod.modulators", "encoder": "condmod.encoders"}
-HOOKS: dict[Role, str] = {"modulator": "condmod_modulators", "encoder": "condmod_encoders"}
 ComponentT = TypeVar("ComponentT", bound=type)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One name and where it comes from; `file` and `line` are known once it is loaded."""
-
-    name: str
-    role: Role
-    module: str
-    distribution: str
-    version: str
-    file: str = ""
-    line: int = 0
-
-    @property
-    def provenance(self) -> str:
-        """Distribution and version, or the notebook's module, for people to read."""
-        return f"{self.distribution} {self.version}".strip()
 
 
 class Registry:
@@ -295,45 +270,9 @@ def active_registry() -> Registry:
     return default_registry() if (registry := _ACTIVE.get()) is None else registry
 
 
-@cache
-def installed_entries() -> tuple[Entry, ...]:
-    """Every component entry of every installed distribution; scanned once a process."""
-    found = []
-    for role, group in GROUPS.items():
-        for point in metadata.entry_points(group=group):
-            dist = point.dist  # half removed, it may lack its metadata
-            fields: Any = (dist and dist.metadata) or {}
-            name, version = fields.get("Name") or "unknown", fields.get("Version") or ""
-            module = point.value.partition(":")[0].strip()  # point.module raises if it is no name
-            found.append(Entry(point.name, role, module, name, version))
-    return tuple(found)
-
-
 def an(role: Role) -> str:
     """The role with its article."""
     return "an encoder" if role == "encoder" else "a modulator"
-
-
-def shut_out(distribution: str) -> str:
-    """Why the environment does not let a distribution in, or ""."""
-    name = _normal(distribution)
-    if name in _listed("CONDMOD_DISABLE"):
-        return "shut out by CONDMOD_DISABLE"
-    allowed = os.environ.get("CONDMOD_PLUGINS")
-    if allowed is not None and name != "condmod" and name not in _listed("CONDMOD_PLUGINS"):
-        return "not among CONDMOD_PLUGINS"
-    return ""
-
-
-def located(entry: Entry, cls: type) -> Entry:
-    """The entry with the file and line of its class, where Python knows them."""
-    try:
-        file, line = inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
-    except (OSError, TypeError):
-        file, line = getattr(sys.modules.get(cls.__module__), "__file__", None) or "", 0
-    return Entry(
-        entry.name, entry.role, entry.module, entry.distribution, entry.version, file, line
-    )
 
 
 def _check(cls: Any, role: Role) -> list[str]:
@@ -366,11 +305,3 @@ def _is_a(cls: Any, *bases: type) -> bool:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' * (number != 1)}"
-
-
-def _listed(variable: str) -> set[str]:
-    return {_normal(item) for item in os.environ.get(variable, "").split(",") if item.strip()}
-
-
-def _normal(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()

@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from condmod.cli import commands
+from condmod.entries import shut_out
 from condmod.errors import CondmodError
-from condmod.registry import shut_out
 
 HELP = "Condition any network on any signal, each mechanism chosen by one short string."
 

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from condmod.config import ComponentConfig
+from condmod.entries import installed_entries, shut_out
 from condmod.errors import SpecError
-from condmod.registry import default_registry, installed_entries, shut_out
+from condmod.registry import default_registry
 from condmod.spec import nearest
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
@@ -49,7 +50,7 @@ def show(
 
     Example: condmod show dense_film
     """
-    from condmod.build import describe
+    from condmod.description import describe
 
     description = describe(name)
     if as_json:
@@ -87,9 +88,9 @@ def validate(
     if as_json:
         _print_json(resolved)
         return
-    import yaml
+    from condmod import yaml_text
 
-    typer.echo(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).rstrip())
+    typer.echo(yaml_text.dump(resolved).rstrip())
 
 
 def schema(
@@ -108,7 +109,7 @@ def schema(
         kinds = documents()
         if name not in kinds:
             registry.entry(name)  # raises, with the nearest name
-        _print_json(kinds[name].model_json_schema())
+        _print_json(kinds[name].model.model_json_schema())
         return
     names = [name] if name else registry.names()
     schemas = [_component_schema(registry.load(each).Config) for each in names]
@@ -176,17 +177,11 @@ def _plugin_row(distribution: str) -> dict[str, Any]:
 
 
 def _validate_file(path: Path, kind: str) -> Any:
-    import yaml
-
+    from condmod import yaml_text
     from condmod.build import configure
     from condmod.cli.documents import documents
 
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path} is not YAML: {error}") from None
+    document = yaml_text.read(path)
     if not kind and (isinstance(document, str) or "name" in (document or {})):
         return configure(document).model_dump(mode="json")
     kinds = documents()
@@ -196,20 +191,7 @@ def _validate_file(path: Path, kind: str) -> Any:
             f"say what {path} describes with --as, one of {', '.join(sorted(kinds)) or 'none'}"
             f"{nearest(kind, kinds)}"
         )
-    return _validate_document(kinds[kind], document, path)
-
-
-def _validate_document(model: Any, document: Any, path: Path) -> Any:
-    from pydantic import ValidationError
-
-    try:
-        return model.model_validate(document).model_dump(mode="json")
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, item['loc'])) or 'the document'}: {item['msg']}"
-            for item in error.errors(include_url=False)
-        ]
-        raise SpecError(f"{path}: " + "\n".join(lines)) from None
+    return kinds[kind].load(path).model_dump(mode="json")
 
 
 def _component_schema(config: type[ComponentConfig]) -> dict[str, Any]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import importlib
 from importlib import metadata
-from typing import TYPE_CHECKING
 
 import pluggy
 
 from condmod import hooks
+from condmod.entries import shut_out
 from condmod.errors import PluginError
-from condmod.registry import shut_out
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 
-def documents() -> dict[str, type[BaseModel]]:
+def documents() -> dict[str, hooks.Document]:
     """Every kind of document of every plugin, by name.
 
     Raises:
@@ -34,7 +30,7 @@ def documents() -> dict[str, type[BaseModel]]:
             raise PluginError(
                 f"the plugin {point.module} of {owner} failed: {type(error).__name__}: {error}"
             ) from error
-    found: dict[str, type[BaseModel]] = {}
+    found: dict[str, hooks.Document] = {}
     for kinds in manager.hook.condmod_documents():
         found.update(kinds)
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from condmod import Registry
-from condmod.registry import installed_entries
+from condmod.entries import installed_entries
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BUILD = """

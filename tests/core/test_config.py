@@ -28,7 +28,7 @@ from condmod import (
     configure,
     parse,
 )
-from condmod.spec import MAX_LENGTH
+from condmod.parsing import MAX_LENGTH
 
 
 class PulseConfig(condmod.NullableConfig):

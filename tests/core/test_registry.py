@@ -21,7 +21,7 @@ from condmod import (
     Site,
     UnknownNameError,
 )
-from condmod.registry import Entry, installed_entries
+from condmod.entries import Entry, installed_entries
 
 Install = Callable[..., Registry]
 GOOD = ("acme-gate", "acme-renamed")

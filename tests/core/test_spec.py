@@ -13,7 +13,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from condmod import FrozenMapping, Spec, SpecError, parse
-from condmod.spec import MAX_DEPTH, MAX_INTEGER, MAX_LENGTH
+from condmod.parsing import MAX_INTEGER, MAX_LENGTH
+from condmod.spec import MAX_DEPTH
 
 PARSES = {
     "a name": ("film", Spec("film")),

@@ -57,7 +57,7 @@ def test_the_wheel_lists_and_builds_every_component(python, tmp_path):
     code = """
 import json, condmod, condmod_film
 from pathlib import Path
-from condmod.build import describe
+from condmod import describe
 assert "site-packages" in condmod.__file__ and "site-packages" in condmod_film.__file__
 names = condmod.list_modulators() + condmod.list_encoders()
 print(json.dumps({name: describe(name).entry.file for name in names}))
