@@ -73,8 +73,6 @@ def create(
 ) -> Modulator[Any, Any] | SublayerModulator[Any, Any]:
     """Build a modulator for one place.
 
-    >>> create("film", features=64, condition_dim=128)  # doctest: +SKIP
-
     Args:
         spec: text, mapping, Spec or config.
         site: the place; or its fields as keywords (features, condition_dim, channel_dim,

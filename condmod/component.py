@@ -163,6 +163,23 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         assert self.site.condition_dim is not None
         return self.site.condition_dim
 
+    def match(self, x: Tensor, condition: Condition) -> None:
+        """Check that features and a global or aligned condition belong together.
+
+        Raises:
+            ShapeError: says both shapes and the site; nothing broadcasts by chance.
+        """
+        dim = self.site.channel_dim
+        fits = x.ndim > 1 and x.shape[dim] == self.site.features
+        value: Any = condition.value if isinstance(condition, Signal) else condition
+        embedding = isinstance(value, Tensor) and value.is_floating_point()  # else accept says why
+        if embedding and self.kinds <= {"global", "aligned"}:
+            fits = fits and self._takes(value) and value.shape[0] == x.shape[0]
+            if fits and value.ndim > 2:
+                fits = value.movedim(dim, -1).shape[:-1] == x.movedim(dim, -1).shape[:-1]
+        if not fits:
+            raise ShapeError(self._misfit(x, value))
+
     def accept(self, condition: Condition) -> Tensor:
         """Check a global or aligned condition and return it with its width last.
 
@@ -195,14 +212,27 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
                 f"{self.where} takes an embedding as its condition; got {value.dtype}; "
                 "class ids and timesteps go through an encoder such as label or timestep"
             )
-        dim = -1 if value.ndim == 2 else self.site.channel_dim
-        kind = "global" if value.ndim == 2 else "aligned" if value.ndim > 2 else "none"
-        if kind not in self.kinds or value.shape[dim] != self.condition_dim:
-            raise ShapeError(
-                f"{self.where} takes {self._condition_shapes()} for features "
-                f"{self._feature_shape()}; got a condition {tuple(value.shape)}"
-            )
-        return value if dim == -1 else value.movedim(1, -1)
+        if not self._takes(value):
+            raise ShapeError(self._misfit(None, value))
+        return value if value.ndim == 2 else value.movedim(self.site.channel_dim, -1)
+
+    def _takes(self, value: Tensor) -> bool:
+        """Whether a condition has a kind and the width that it takes."""
+        if value.ndim == 2:
+            return "global" in self.kinds and value.shape[-1] == self.condition_dim
+        aligned = value.ndim > 2 and "aligned" in self.kinds
+        return aligned and value.shape[self.site.channel_dim] == self.condition_dim
+
+    def _misfit(self, x: Tensor | None, value: Any) -> str:
+        """What it takes and what came, for an error."""
+        conditions = f"{self._condition_shapes()} for " if self.site.condition_dim else ""
+        came = [] if x is None else [f"features {tuple(x.shape)}"]
+        if isinstance(value, Tensor):
+            came.append(f"a condition {tuple(value.shape)}")
+        return (
+            f"{self.where} takes {conditions}features {self._feature_shape()}; "
+            f"got {' and '.join(came)}"
+        )
 
     def _condition_shapes(self) -> str:
         width = f"condition_dim={self.condition_dim}"

@@ -94,7 +94,12 @@ def _type_words(schema: Mapping[str, Any]) -> str:
         return f"mapping of {_type_words(schema.get('additionalProperties', {}))}"
     low, high = schema.get("minimum"), schema.get("maximum")
     if schema.get("exclusiveMinimum") is not None:
-        return f"{kind} > {schema['exclusiveMinimum']}" + (f", <= {high}" if high else "")
+        above = f"{kind} above {schema['exclusiveMinimum']:g}"
+        return above + (f" to {high:g}" if high is not None else "")
     if low is not None and high is not None:
-        return f"{kind} from {low} to {high}"
+        return (
+            f"{kind} from {low:g} to {high:g}"
+            if kind == "number"
+            else f"{kind} from {low} to {high}"
+        )
     return {"null": "None"}.get(kind, kind)

@@ -41,6 +41,7 @@ class Modulator(Component[ConfigT, ModulationT]):
             ShapeError: the shapes of features and condition do not belong together.
             ConditionError: the condition's content is wrong.
         """
+        self.match(x, condition)
         return self.modulate(x, self.generate(condition))
 
 
@@ -87,6 +88,7 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
                 f"{self.where} serves {self.parts} sublayer(s) at once (option `parts`); "
                 f"forward(x, condition, *sublayers) got {len(sublayers)}"
             )
+        self.match(x, condition)
         for modulation, sublayer in zip(self.generate(condition), sublayers, strict=True):
             entered = self.enter(x, modulation, sublayer)
             x = self.exit(x, sublayer(entered), modulation, sublayer)

@@ -20,8 +20,9 @@ _FILTERS = threading.Lock()  # warnings.catch_warnings changes the filters of th
 def parse(spec: "str | Mapping[str, Any] | Spec") -> Spec:
     """Read a spec from text or from a mapping with the key `name`.
 
-    >>> parse("film(scale='one_plus')")
-    Spec(name='film', options={'scale': 'one_plus'})
+    Examples:
+        >>> parse("film(scale='one_plus')")
+        Spec(name='film', options={'scale': 'one_plus'})
 
     Raises:
         SpecError: the rule that was broken, what came, and where.

@@ -34,9 +34,9 @@ class Registry:
             those that the environment shuts out (`CONDMOD_PLUGINS` names the only third-party
             distributions allowed, `CONDMOD_DISABLE` those that are not; commas between).
 
-    >>> registry = Registry([])
-    >>> registry
-    <Registry: 0 components from 0 distributions>
+    Examples:
+        >>> Registry([])
+        <Registry: 0 components from 0 distributions>
     """
 
     def __init__(self, entries: Iterable[Entry] | None = None) -> None:

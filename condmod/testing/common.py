@@ -75,7 +75,10 @@ def check_reset(fresh: nn.Module, drawn_with_seed: int) -> None:
     torch.manual_seed(drawn_with_seed)
     fresh.reset_parameters()  # type: ignore[operator]
     for name, value in fresh.state_dict().items():
-        assert torch.equal(value, start[name]), f"reset_parameters does not restore {name}"
+        assert torch.equal(value, start[name]), (
+            f"reset_parameters does not restore {name}; draw each parameter once, in "
+            "reset_parameters alone (condmod.functional.blank_linear makes layers undrawn)"
+        )
 
 
 def check_copies(module: nn.Module, call: Call) -> None:

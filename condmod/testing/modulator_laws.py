@@ -296,11 +296,20 @@ def bad_shapes(case: ModulatorCase) -> None:
         if len(positions) > 1:
             wrong["rank"] = (x, case.inputs(3, positions[:1], aligned=True)[1])
     for what, (features, given) in wrong.items():
-        with pytest.raises(CondmodError) as caught:
-            case.call(module, features, given)
-        text = str(caught.value)
-        assert case.component.name in text, f"{what}: the error does not name the component"
-        assert case.site.name in text, f"{what}: the error does not name the site"
+        _check_refused(case, what, lambda x=features, c=given: case.call(module, x, c))  # type: ignore[misc]
+    modulation = cast("Any", module).generate(condition)
+    if tensors(modulation):  # the two phases by themselves are as strict
+        for what in ("batch of the features", "features"):
+            features = wrong[what][0]
+            _check_refused(case, what, lambda x=features: case.apply(module, x, modulation))  # type: ignore[misc]
+
+
+def _check_refused(case: ModulatorCase, what: str, run: Callable[[], Tensor]) -> None:
+    with pytest.raises(CondmodError) as caught:
+        run()
+    text = str(caught.value)
+    assert case.component.name in text, f"{what}: the error does not name the component"
+    assert case.site.name in text, f"{what}: the error does not name the site"
 
 
 class _Materialised(TorchDispatchMode):  # type: ignore[no-untyped-call]

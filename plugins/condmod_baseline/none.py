@@ -1,6 +1,5 @@
 """No conditioning at all."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -32,9 +31,6 @@ class Unconditioned(condmod.Modulator[NoneConfig, Nothing]):
     name = "none"
     Config = NoneConfig
     kinds: ClassVar[frozenset[Any]] = frozenset({"global", "aligned"})
-    waivers: ClassVar[Mapping[str, str]] = {
-        "bad_shapes": "the empty modulation has no shape that could contradict the features"
-    }
 
     def reset_parameters(self) -> None:
         """There is nothing to draw."""
