@@ -185,8 +185,7 @@ def test_an_absent_time_is_the_null_whatever_its_value() -> None:
         (
             Signal(torch.ones(2), mask=torch.ones(2, 1, dtype=torch.bool)),
             ConditionError,
-            "{name}: Signal.mask is bool (B, T), one per position; "
-            "got torch.bool (2, 1) with (2,)",
+            "{name}: Signal.mask is bool (B, T), one per position; got torch.bool (2, 1) with (2,)",
         ),
         (
             Signal(torch.ones(2), present=torch.ones(2, dtype=torch.bool)),
