@@ -18,12 +18,13 @@ from condmod.component import Component, Condition, Signal, Site
 from condmod.config import (
     ComponentConfig,
     EncoderConfig,
+    Kind,
     ModulatorConfig,
     NullableConfig,
     Probability,
     Width,
 )
-from condmod.description import describe
+from condmod.description import Description, describe
 from condmod.encoder import Encoder
 from condmod.errors import (
     CheckpointError,
@@ -55,11 +56,13 @@ __all__ = [
     "ConditionError",
     "CondmodError",
     "DefinitionError",
+    "Description",
     "Document",
     "Encoder",
     "EncoderConfig",
     "EncoderSpec",
     "FrozenMapping",
+    "Kind",
     "Modulator",
     "ModulatorConfig",
     "ModulatorSpec",

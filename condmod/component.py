@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar, get_args
 
+import torch
 from torch import Tensor, nn
 
 from condmod.config import ComponentConfig, Kind, ModulatorConfig
@@ -106,6 +107,7 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         deprecated: old names with what to use instead, each an entry point of its own.
         kinds: which conditions it takes.
         site_params: whether parameters are used after `generate`.
+        changes_width: whether it serves sublayers whose output has `Site.out_features` channels.
         waivers: laws that it cannot keep, with the reason.
     """
 
@@ -115,6 +117,7 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
     aliases: ClassVar[tuple[str, ...]] = ()
     deprecated: ClassVar[Mapping[str, str]] = {}
     site_params: bool = False
+    changes_width: ClassVar[bool] = False
     waivers: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -130,12 +133,17 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         self.site = site
         if ("raw" in self.kinds or "self" in self.kinds) and site.condition_dim is not None:
             raise SiteError(
-                f"{self.where} needs no condition_dim: it takes {_words(self.kinds)} conditions; "
+                f"{self.where()} needs no condition_dim: it takes {_words(self.kinds)} conditions; "
                 f"got condition_dim={site.condition_dim}"
+            )
+        if site.out_features not in (None, site.features) and not self.changes_width:
+            raise SiteError(
+                f"{self.where()} keeps the number of features; got features={site.features} and "
+                f"out_features={site.out_features}"
             )
         if self.kinds & {"global", "aligned", "map", "set", "rows"} and site.condition_dim is None:
             raise SiteError(
-                f"{self.where} needs condition_dim, the width of its condition, as in "
+                f"{self.where()} needs condition_dim, the width of its condition, as in "
                 f"create({str(config)!r}, features={site.features}, condition_dim=128)"
             )
 
@@ -152,7 +160,6 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
     def reset_parameters(self) -> None:
         """Draw every parameter afresh, as the constructor does."""
 
-    @property
     def where(self) -> str:
         """What errors call this modulator: its name, and its site's if that has one."""
         return f"{self.name} at {self.site.name!r}" if self.site.name else self.name
@@ -171,12 +178,19 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         """
         dim = self.site.channel_dim
         fits = x.ndim > 1 and x.shape[dim] == self.site.features
+        if not x.is_floating_point():
+            raise ShapeError(f"{self.where()} takes floating features; got {x.dtype}")
         value: Any = condition.value if isinstance(condition, Signal) else condition
         embedding = isinstance(value, Tensor) and value.is_floating_point()  # else accept says why
         if embedding and self.kinds <= {"global", "aligned"}:
             fits = fits and self._takes(value) and value.shape[0] == x.shape[0]
             if fits and value.ndim > 2:
                 fits = value.movedim(dim, -1).shape[:-1] == x.movedim(dim, -1).shape[:-1]
+            if value.device != x.device:
+                raise ConditionError(
+                    f"{self.where()}: the condition is on {value.device}, the features are on "
+                    f"{x.device}; move one of them"
+                )
         if not fits:
             raise ShapeError(self._misfit(x, value))
 
@@ -187,29 +201,34 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
             condition: (B, D), or aligned to the features: (B, *positions, D) where they are
                 channels-last, (B, D, *positions) where they are channels-first.
 
+        A Signal's mask is checked and has no effect: positions that it hides are modulated too,
+        and it is the features' reader that leaves them out.
+
         Returns:
             (B, D) or (B, *positions, D).
 
         Raises:
-            ShapeError: another shape; says both shapes and the site.
-            ConditionError: not a floating tensor, or a Signal with presence or index.
+            ShapeError: another shape; says the shapes and the site.
+            ConditionError: not a floating tensor, a Signal with presence or index, or a mask
+                that is not bool with one value per position.
         """
         value: Any = condition
         if isinstance(condition, Signal):
             value = condition.value
             if condition.present is not None or condition.index is not None:
                 raise ConditionError(
-                    f"{self.where} has no null and no table: it takes a Signal without "
+                    f"{self.where()} has no null and no table: it takes a Signal without "
                     "`present` and `index`; encode an absent condition with a nullable encoder"
                 )
+            _check_mask(self, condition)
         if not isinstance(value, Tensor):
             raise ConditionError(
-                f"{self.where} takes one tensor as its condition; got {type(value).__name__}; "
+                f"{self.where()} takes one tensor as its condition; got {type(value).__name__}; "
                 "several conditions go through multi_condition(encoder=fuse(...))"
             )
         if not value.is_floating_point():
             raise ConditionError(
-                f"{self.where} takes an embedding as its condition; got {value.dtype}; "
+                f"{self.where()} takes an embedding as its condition; got {value.dtype}; "
                 "class ids and timesteps go through an encoder such as label or timestep"
             )
         if not self._takes(value):
@@ -230,7 +249,7 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         if isinstance(value, Tensor):
             came.append(f"a condition {tuple(value.shape)}")
         return (
-            f"{self.where} takes {conditions}features {self._feature_shape()}; "
+            f"{self.where()} takes {conditions}features {self._feature_shape()}; "
             f"got {' and '.join(came)}"
         )
 
@@ -252,6 +271,20 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
     def extra_repr(self) -> str:
         """The spec and the site, in torch's printout of a model."""
         return f"{self.config}, {self.site}"
+
+
+def _check_mask(component: Component[Any, Any], signal: Signal) -> None:
+    mask, value = signal.mask, signal.value
+    if mask is None or not isinstance(value, Tensor):
+        return
+    positions = value.movedim(component.site.channel_dim, -1).shape[:-1]
+    is_bool = isinstance(mask, Tensor) and mask.dtype == torch.bool
+    if value.ndim < 3 or not is_bool or mask.shape != positions:
+        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)[:60]
+        raise ConditionError(
+            f"{component.where()}: Signal.mask is bool, one per position of an aligned condition; "
+            f"got {got} with a condition {tuple(value.shape)}"
+        )
 
 
 def _words(kinds: frozenset[Kind]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, TypeVar, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Self, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,6 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
     deprecated: ClassVar[Mapping[str, str]] = {}
     waivers: ClassVar[Mapping[str, str]] = {}
     null: nn.Parameter | None
-    _like: Tensor
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -48,8 +47,7 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
         self.out_dim = out_dim
         nullable = isinstance(config, NullableConfig) and config.nullable
         self.null = nn.Parameter(torch.empty(out_dim)) if nullable else None
-        # follows .to(): an encoder without parameters still knows the model's dtype
-        self.register_buffer("_like", torch.empty(0), persistent=False)
+        self._dtype = torch.get_default_dtype()
 
     @abstractmethod
     def encode(self, signal: Signal) -> Tensor | Signal:
@@ -59,15 +57,25 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
     def reset_parameters(self) -> None:
         """Draw every parameter afresh, as the constructor does; the null by `reset_null`."""
 
-    def reset_null(self) -> None:
-        """Draw the learned null from N(0, 0.02²), where there is one."""
+    def reset_null(self, std: float = 0.02) -> None:
+        """Draw the learned null from N(0, std²), where there is one."""
         if self.null is not None:
-            nn.init.normal_(self.null, std=0.02)
+            nn.init.normal_(self.null, std=std)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of what comes out, outside autocast."""
-        return self._like.dtype
+        """The dtype of what comes out, outside autocast: that of the layer that reads it."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                return module.weight.dtype
+        own = next(self.parameters(recurse=False), None)
+        return self._dtype if own is None else own.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # an encoder without parameters still follows .to(dtype)
+        self._dtype = fn(torch.empty(0, dtype=self._dtype)).dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def read(self, signal: Signal, shapes: Mapping[int, str]) -> Tensor:
         """The signal's tensor, for `encode`.
@@ -134,10 +142,10 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
         mask = signal.mask
         if mask is None or isinstance(out, Signal):
             return out
-        if mask.dtype != torch.bool or out.ndim != 3 or mask.shape != out.shape[:2]:
+        if out.ndim != 3 or not _is_bool(mask, out.shape[:2]):
             raise ConditionError(
-                f"{self.name}: Signal.mask is bool (B, T), one per position; "
-                f"got {mask.dtype} {tuple(mask.shape)} with {tuple(signal.value.shape)}"
+                f"{self.name}: Signal.mask is bool (B, T), one per position; got {_words(mask)} "
+                f"for an output {tuple(out.shape)}"
             )
         return Signal(out, mask)
 
@@ -145,10 +153,10 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
         batch = value.shape[0]
         if present is None:
             present = torch.ones(batch, dtype=torch.bool, device=value.device)
-        elif present.dtype != torch.bool or present.shape != (batch,):
+        elif not _is_bool(present, (batch,)):
             raise ConditionError(
                 f"{self.name}: Signal.present is bool, one per sample, ({batch},); "
-                f"got {present.dtype} {tuple(present.shape)}"
+                f"got {_words(present)}"
             )
         drop = self.config.drop if isinstance(self.config, NullableConfig) else 0.0
         if self.training and drop:
@@ -166,3 +174,15 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
 
 def _column(present: Tensor, like: Tensor) -> Tensor:
     return present.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _is_bool(value: Any, shape: Sequence[int]) -> bool:
+    return (
+        isinstance(value, Tensor) and value.dtype == torch.bool and tuple(value.shape) == (*shape,)
+    )
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return f"{type(value).__name__}: {value!r:.60}"

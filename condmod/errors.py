@@ -18,7 +18,7 @@ class SiteError(CondmodError, ValueError):
 
 
 class ShapeError(CondmodError, ValueError):
-    """Features, condition or modulation have shapes that do not belong together."""
+    """Features, condition or modulation have shapes or dtypes that do not fit."""
 
 
 class ConditionError(CondmodError, ValueError):

@@ -7,10 +7,9 @@ always with C last; features have C at `channel_dim`, 1 or -1. Half-precision fe
 modulated in float32 and rounded once, so `1 + scale` keeps small scales.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,14 +51,17 @@ class Shift(NamedTuple):
     shift: Tensor
 
 
-def align(x: Tensor, leaf: Tensor, channel_dim: int = -1, *, where: str = "") -> Tensor:
+def align(
+    x: Tensor, leaf: Tensor, channel_dim: int = -1, *, where: Callable[[], str] = str
+) -> Tensor:
     """View a leaf (B, C) or (B, *positions, C) so that it broadcasts against x; no copy.
 
     Args:
         x: features (B, ..., C, ...), with C at `channel_dim`.
         leaf: a modulation's tensor, C last.
         channel_dim: 1 or -1.
-        where: what to call the place in an error.
+        where: gives the name of the place for an error; called only then, so that a compiled
+            graph does not depend on it.
 
     Raises:
         ShapeError: the leaf is neither global nor aligned to x; nothing broadcasts by chance.
@@ -75,11 +77,10 @@ def align(x: Tensor, leaf: Tensor, channel_dim: int = -1, *, where: str = "") ->
         aligned = leaf if channel_dim == -1 else leaf.movedim(-1, 1)
         if aligned.shape == x.shape:
             return aligned
-    place = f" in {where}" if where else ""
     raise ShapeError(
         f"modulation {tuple(leaf.shape)} does not fit features {tuple(x.shape)} with channels "
-        f"at dim {channel_dim}{place}; a global one is (B, C), an aligned one has a vector of "
-        "C per position of the features, and neither broadcasts"
+        f"at dim {channel_dim}{_in(where)}; a global one is (B, C), an aligned one has a vector "
+        "of C per position of the features, and neither broadcasts"
     )
 
 
@@ -88,28 +89,31 @@ def featurewise_affine(
     modulation: tuple[Tensor, Tensor],
     channel_dim: int = -1,
     *,
-    offset: float = 1.0,
-    where: str = "",
+    form: ScaleForm = "one_plus",
+    residual: bool = False,
+    where: Callable[[], str] = str,
 ) -> Float[Tensor, "B ..."]:
-    """y = (offset + scale)·x + shift; by default (1 + scale)·x + shift.
+    """y = m(scale)·x + shift, by default (1 + scale)·x + shift.
 
     Args:
         x: features (B, ..., C, ...), any rank from 2, with C at `channel_dim`.
         modulation: (scale, shift), each (B, C) or (B, *positions, C).
         channel_dim: 1 or -1.
-        offset: 0 for a raw scale, 1 for the published one-plus form, 2 for x + (1+s)·x + t.
-        where: what to call the place in an error.
+        form: m; raw is scale, one_plus 1 + scale, sigmoid σ(scale), exp exp(scale),
+            one_plus_tanh 1 + tanh(scale).
+        residual: add x, as in x + (1 + scale)·x + shift.
+        where: gives the name of the place for an error.
 
     Returns:
-        The shape, dtype and device of x; half precision is computed in float32.
+        The shape, dtype and device of x; m and the sum are in float32 for half precision.
 
     Raises:
-        ShapeError: a leaf is neither global nor aligned to x.
+        ShapeError: a leaf is neither global nor aligned to x; x is not floating.
     """
-    wide = _wide(x)
+    wide = _wide(x, where)
     scale, shift = (align(x, leaf, channel_dim, where=where).to(wide) for leaf in modulation)
-    factor = scale + offset if offset else scale
-    return torch.addcmul(shift, x.to(wide), factor).to(x.dtype)
+    factor = _multiplier(form, scale)
+    return torch.addcmul(shift, x.to(wide), factor + 1 if residual else factor).to(x.dtype)
 
 
 def gated_residual(
@@ -118,7 +122,7 @@ def gated_residual(
     gate: Tensor,
     channel_dim: int = -1,
     *,
-    where: str = "",
+    where: Callable[[], str] = str,
 ) -> Float[Tensor, "B ..."]:
     """x + gate·y, with gate (B, C) or (B, *positions, C).
 
@@ -126,25 +130,27 @@ def gated_residual(
         The shape, dtype and device of x; half precision is computed in float32.
 
     Raises:
-        ShapeError: y has another shape than x, or the gate fits neither.
+        ShapeError: y has another shape than x, the gate fits neither, or x is not floating.
     """
     if y.shape != x.shape:
         raise ShapeError(
             f"the sublayer turned features {tuple(x.shape)} into {tuple(y.shape)}"
-            f"{f' in {where}' if where else ''}; a residual needs equal shapes"
+            f"{_in(where)}; a residual needs equal shapes"
         )
-    wide = _wide(x)
+    wide = _wide(x, where)
     gate = align(x, gate, channel_dim, where=where).to(wide)
     return torch.addcmul(x.to(wide), y.to(wide), gate).to(x.dtype)
 
 
-def add_shift(x: Tensor, shift: Tensor, channel_dim: int = -1, *, where: str = "") -> Tensor:
+def add_shift(
+    x: Tensor, shift: Tensor, channel_dim: int = -1, *, where: Callable[[], str] = str
+) -> Tensor:
     """x + shift, with shift (B, C) or (B, *positions, C); dtype of x, half via float32.
 
     Raises:
-        ShapeError: the shift is neither global nor aligned to x.
+        ShapeError: the shift is neither global nor aligned to x, or x is not floating.
     """
-    wide = _wide(x)
+    wide = _wide(x, where)
     return (x.to(wide) + align(x, shift, channel_dim, where=where).to(wide)).to(x.dtype)
 
 
@@ -153,21 +159,13 @@ def layer_norm(x: Tensor, channel_dim: int = -1, eps: float = 1e-6) -> Tensor:
     features = (x.shape[channel_dim],)
     if channel_dim == -1:
         return F.layer_norm(x, features, eps=eps).to(x.dtype)
-    return F.layer_norm(x.movedim(1, -1), features, eps=eps).movedim(-1, 1).to(x.dtype)
+    normed = F.layer_norm(x.movedim(1, -1), features, eps=eps).movedim(-1, 1)
+    return in_layout_of(x, normed.to(x.dtype))
 
 
-def scale_form(form: ScaleForm, scale: Tensor) -> Tensor:
-    """What a generated scale becomes before `offset` is added; see `scale_offset`."""
-    if form == "sigmoid":
-        return scale.sigmoid()
-    if form == "exp":
-        return scale.exp()
-    return scale.tanh() if form == "one_plus_tanh" else scale
-
-
-def scale_offset(form: ScaleForm) -> float:
-    """The constant in (offset + scale)·x: 1 for the one-plus forms, else 0."""
-    return 1.0 if form in {"one_plus", "one_plus_tanh"} else 0.0
+def in_layout_of(x: Tensor, y: Tensor) -> Tensor:
+    """Y, contiguous where x is; a pass that moves dims around gives back the layout it took."""
+    return y.contiguous() if x.is_contiguous() else y
 
 
 def activation(name: Activation) -> nn.Module:
@@ -198,12 +196,50 @@ def reset_linears(module: nn.Module) -> None:
 
 def reset_chunks(layer: nn.Linear, chunks: int) -> None:
     """Draw a fused Linear as `chunks` separate Linears drawn one after the other would be."""
-    bound = 1 / math.sqrt(layer.in_features)
+    rows = layer.out_features // chunks
+    like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    parts = [nn.Linear(layer.in_features, rows, **like) for _ in range(chunks)]
+    fill(layer.weight, torch.cat([part.weight for part in parts]))
+    fill(layer.bias, torch.cat([part.bias for part in parts]))
+
+
+def fill(parameter: Tensor, value: Tensor) -> None:
+    """Copy a whole value into a parameter, which may be sharded (a DTensor) or on meta.
+
+    In-place writes to a chunk of a DTensor are lost; a start that differs between the parts of
+    a parameter is computed as a whole and written by this.
+    """
     with torch.no_grad():
-        for weight, bias in zip(layer.weight.chunk(chunks), layer.bias.chunk(chunks), strict=True):
-            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-            nn.init.uniform_(bias, -bound, bound)
+        if hasattr(parameter, "placements"):
+            from torch.distributed.tensor import DTensor, distribute_tensor
+
+            assert isinstance(parameter, DTensor)
+            value = distribute_tensor(
+                value.detach().to(parameter.device), parameter.device_mesh, parameter.placements
+            )
+        parameter.copy_(value)
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def _multiplier(form: ScaleForm, scale: Tensor) -> Tensor:
+    match form:
+        case "one_plus":
+            return scale + 1
+        case "sigmoid":
+            return scale.sigmoid()
+        case "exp":
+            return scale.exp()
+        case "one_plus_tanh":
+            return scale.tanh() + 1
+    return scale
+
+
+def _wide(x: Tensor, where: Callable[[], str]) -> torch.dtype:
+    """The dtype to compute in: float32 for half precision."""
+    if not x.is_floating_point():
+        raise ShapeError(f"features are floating; got {x.dtype}{_in(where)}")
     return torch.float32 if x.dtype in {torch.float16, torch.bfloat16} else x.dtype
+
+
+def _in(where: Callable[[], str]) -> str:
+    place = where()
+    return f" in {place}" if place else ""

@@ -85,7 +85,7 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
         """
         if len(sublayers) != self.parts:
             raise ConditionError(
-                f"{self.where} serves {self.parts} sublayer(s) at once (option `parts`); "
+                f"{self.where()} serves {self.parts} sublayer(s) at once (option `parts`); "
                 f"forward(x, condition, *sublayers) got {len(sublayers)}"
             )
         self.match(x, condition)

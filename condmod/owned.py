@@ -27,7 +27,7 @@ def generate_owned(owner: Any, condition: Condition) -> Any:
             value = value.movedim(-1, 1)
         return owner.inner.generate(value)
     except CondmodError as error:
-        raise type(error)(f"{owner.where}: {error}") from error
+        raise type(error)(f"{owner.where()}: {error}") from error
 
 
 def modulate_owned(owner: Any, x: Tensor, modulation: Any) -> Tensor:
@@ -39,5 +39,5 @@ def modulate_owned(owner: Any, x: Tensor, modulation: Any) -> Tensor:
     try:
         out: Tensor = owner.inner.modulate(x, modulation)
     except CondmodError as error:
-        raise type(error)(f"{owner.where}: {error}") from error
+        raise type(error)(f"{owner.where()}: {error}") from error
     return out

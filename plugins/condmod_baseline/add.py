@@ -1,6 +1,6 @@
 """Additive conditioning."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class Add(condmod.Modulator[AddConfig, Shift]):
 
     name = "add"
     Config = AddConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned"})
 
     def __init__(self, config: AddConfig, site: condmod.Site) -> None:
         super().__init__(config, site)

@@ -1,12 +1,12 @@
 """Concatenation along the channels, followed by a projection."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 import condmod
-from condmod.functional import Shift, add_shift, blank_linear
+from condmod.functional import Shift, add_shift, blank_linear, fill
 
 
 class ConcatProjectConfig(condmod.ModulatorConfig):
@@ -20,7 +20,8 @@ class ConcatProject(condmod.Modulator[ConcatProjectConfig, Shift]):
     """Channel concatenation and projection: y = W·[x, c] + b, at every position.
 
     Computed as W_x·x + (W_c·c + b), which never repeats a global condition over the positions;
-    W is one matrix (C, C + D), columns [x, c].
+    W is one matrix (C, C + D), columns [x, c]. Both halves read the weight of `proj`, whose own
+    forward is not called.
 
     Shapes:
         x (B, ..., C) or (B, C, ...), any rank from 2; condition (B, D) or aligned to x.
@@ -36,7 +37,7 @@ class ConcatProject(condmod.Modulator[ConcatProjectConfig, Shift]):
 
     name = "concat_project"
     Config = ConcatProjectConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned"})
     site_params = True
 
     def __init__(self, config: ConcatProjectConfig, site: condmod.Site) -> None:
@@ -49,9 +50,7 @@ class ConcatProject(condmod.Modulator[ConcatProjectConfig, Shift]):
         self.proj.reset_parameters()
         if self.config.init == "identity":
             nn.init.zeros_(self.proj.bias)
-            nn.init.zeros_(self.proj.weight)
-            with torch.no_grad():
-                self.proj.weight[:, : self.site.features].fill_diagonal_(1.0)
+            fill(self.proj.weight, torch.eye(*self.proj.weight.shape))
 
     def generate(self, condition: condmod.Condition) -> Shift:
         """The condition's part W_c·c + b, (B, C) or (B, *positions, C)."""
@@ -64,8 +63,11 @@ class ConcatProject(condmod.Modulator[ConcatProjectConfig, Shift]):
         dim = self.site.channel_dim
         if x.shape[dim] != self.site.features:
             raise condmod.ShapeError(
-                f"{self.where} takes features with {self.site.features} channels at dim {dim}; "
+                f"{self.where()} takes features with {self.site.features} channels at dim {dim}; "
                 f"got {tuple(x.shape)}"
             )
-        projected = nn.functional.linear(x.movedim(dim, -1), weight).movedim(-1, dim)
+        if dim == 1 and x.ndim > 2:
+            projected = (weight @ x.flatten(2)).reshape(x.shape)
+        else:
+            projected = nn.functional.linear(x, weight)
         return add_shift(projected.to(x.dtype), modulation.shift, dim, where=self.where)

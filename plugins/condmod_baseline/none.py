@@ -1,6 +1,6 @@
 """No conditioning at all."""
 
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class Unconditioned(condmod.Modulator[NoneConfig, Nothing]):
 
     name = "none"
     Config = NoneConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned"})
 
     def reset_parameters(self) -> None:
         """There is nothing to draw."""

@@ -1,6 +1,6 @@
 """DenseFiLM of EDGE and Audio2Photoreal."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import model_validator
@@ -13,10 +13,9 @@ from condmod.functional import (
     activation,
     blank_linear,
     featurewise_affine,
+    fill,
     mlp,
     reset_linears,
-    scale_form,
-    scale_offset,
 )
 
 
@@ -65,7 +64,7 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
 
     name = "dense_film"
     Config = DenseFilmConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned"})
 
     def __init__(self, config: DenseFilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -73,11 +72,6 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
         self.hidden = nn.Sequential(activation("mish"), *mlp(widths, "mish"))
         self.proj = blank_linear(widths[-1], 2 * site.features)
         self.reset_parameters()
-
-    @property
-    def offset(self) -> float:
-        """The constant beside the scale: 1 for one-plus forms, and 1 more as residual."""
-        return scale_offset(self.config.scale) + float(self.config.residual)
 
     def reset_parameters(self) -> None:
         """Draw every parameter afresh."""
@@ -88,10 +82,9 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
             nn.init.zeros_(self.proj.bias)
         elif self.config.init == "identity":
             nn.init.zeros_(self.proj.weight)
-            with torch.no_grad():
-                scale, shift = self.proj.bias.chunk(2)
-                scale.fill_(0.0 if self.config.scale == "exp" else 1.0 - self.offset)
-                shift.zero_()
+            shift = torch.zeros(self.site.features)
+            start = float(self.config.scale == "raw") - float(self.config.residual)
+            fill(self.proj.bias, torch.cat([shift + start, shift]))
 
     def prepare(self, condition: condmod.Condition) -> Tensor:
         """What the projection reads."""
@@ -101,7 +94,7 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""
         scale, shift = projected.chunk(2, dim=-1)
-        return ScaleShift(scale_form(self.config.scale, scale), shift)
+        return ScaleShift(scale, shift)
 
     def generate(self, condition: condmod.Condition) -> ScaleShift:
         """Scale and shift, each (B, C) or (B, *positions, C)."""
@@ -110,5 +103,10 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + s)·x + t, and x once more as residual."""
         return featurewise_affine(
-            x, modulation, self.site.channel_dim, offset=self.offset, where=self.where
+            x,
+            modulation,
+            self.site.channel_dim,
+            form=self.config.scale,
+            residual=self.config.residual,
+            where=self.where,
         )

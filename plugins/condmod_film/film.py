@@ -1,6 +1,6 @@
 """FiLM in its textbook form."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import model_validator
@@ -13,11 +13,10 @@ from condmod.functional import (
     ScaleShift,
     blank_linear,
     featurewise_affine,
+    fill,
     mlp,
     reset_chunks,
     reset_linears,
-    scale_form,
-    scale_offset,
 )
 
 
@@ -59,7 +58,7 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
 
     name = "film"
     Config = FilmConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned"})
 
     def __init__(self, config: FilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -74,10 +73,8 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
         reset_chunks(self.proj, 2)
         if self.config.init == "identity":
             nn.init.zeros_(self.proj.weight)
-            with torch.no_grad():
-                scale, shift = self.proj.bias.chunk(2)
-                scale.fill_(1.0 if self.config.scale == "raw" else 0.0)
-                shift.zero_()
+            shift = torch.zeros(self.site.features)
+            fill(self.proj.bias, torch.cat([shift + float(self.config.scale == "raw"), shift]))
 
     def prepare(self, condition: condmod.Condition) -> Tensor:
         """What the projection reads."""
@@ -87,7 +84,7 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""
         scale, shift = projected.chunk(2, dim=-1)
-        return ScaleShift(scale_form(self.config.scale, scale), shift)
+        return ScaleShift(scale, shift)
 
     def generate(self, condition: condmod.Condition) -> ScaleShift:
         """Scale and shift, each (B, C) or (B, *positions, C)."""
@@ -99,6 +96,6 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
             x,
             modulation,
             self.site.channel_dim,
-            offset=scale_offset(self.config.scale),
+            form=self.config.scale,
             where=self.where,
         )

@@ -47,7 +47,7 @@ class Label(condmod.Encoder[LabelConfig]):
     def reset_parameters(self) -> None:
         """Draw every parameter afresh."""
         nn.init.normal_(self.table, std=self.config.std)
-        self.reset_null()
+        self.reset_null(self.config.std)
 
     def encode(self, signal: condmod.Signal) -> Tensor:
         """Labels (B,) or (B, T) to (B, D) or (B, T, D)."""
@@ -57,20 +57,15 @@ class Label(condmod.Encoder[LabelConfig]):
             raise condmod.ConditionError(
                 f"label takes integers; got {label.dtype}; continuous values go through scalar"
             )
-        self._check_range(label)
-        return nn.functional.embedding(label.long(), self.table)
+        try:
+            return nn.functional.embedding(label.long(), self.table)
+        except IndexError:
+            raise condmod.ConditionError(self._out_of_range(label)) from None
 
-    def _check_range(self, label: Tensor) -> None:
-        # elsewhere the look-up itself stops; reading the values would make the device wait
-        if torch.compiler.is_compiling() or label.device.type != "cpu" or not label.numel():
-            return
+    def _out_of_range(self, label: Tensor) -> str:
         low, high = (int(bound) for bound in label.aminmax())
-        if low < 0 or high >= self.config.classes:
-            mend = (
-                "; an absent label is Signal(label, present=...) for label(nullable=True)"
-                if low < 0
-                else ""
-            )
-            raise condmod.ConditionError(
-                f"label has the classes 0 to {self.config.classes - 1}; got {low} to {high}{mend}"
-            )
+        mend = "; an absent label is Signal(label, present=...) for label(nullable=True)"
+        return (
+            f"label has the classes 0 to {self.config.classes - 1}; got {low} to {high}"
+            f"{mend if low < 0 else ''}"
+        )

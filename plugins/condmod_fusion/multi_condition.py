@@ -1,6 +1,6 @@
 """A modulator of features by several raw signals."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +34,7 @@ class MultiCondition(condmod.Modulator[MultiConditionConfig, Any]):
 
     name = "multi_condition"
     Config = MultiConditionConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"raw"})
+    kinds = frozenset({"raw"})
 
     def __init__(self, config: MultiConditionConfig, site: condmod.Site) -> None:
         super().__init__(config, site)

@@ -1,13 +1,13 @@
 """AdaGN as in ADM's residual block."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 import condmod
-from condmod.functional import ScaleShift, blank_linear, featurewise_affine
+from condmod.functional import ScaleShift, blank_linear, featurewise_affine, in_layout_of
 
 
 class AdaGroupNormConfig(condmod.ModulatorConfig):
@@ -40,7 +40,7 @@ class AdaGroupNorm(condmod.Modulator[AdaGroupNormConfig, ScaleShift]):
 
     name = "ada_group_norm"
     Config = AdaGroupNormConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned"})
     site_params = True
 
     def __init__(self, config: AdaGroupNormConfig, site: condmod.Site) -> None:
@@ -48,7 +48,7 @@ class AdaGroupNorm(condmod.Modulator[AdaGroupNormConfig, ScaleShift]):
         if site.features % config.groups:
             fitting = [n for n in range(1, site.features + 1) if site.features % n == 0]
             raise condmod.SiteError(
-                f"{self.where}: groups={config.groups} does not divide "
+                f"{self.where()}: groups={config.groups} does not divide "
                 f"features={site.features}; choose groups from {fitting}"
             )
         self.norm = nn.GroupNorm(config.groups, site.features, eps=config.eps)
@@ -80,7 +80,7 @@ class AdaGroupNorm(condmod.Modulator[AdaGroupNormConfig, ScaleShift]):
         dim = self.site.channel_dim
         if x.shape[dim] != self.site.features:
             raise condmod.ShapeError(
-                f"{self.where} takes features with {self.site.features} channels at dim {dim}; "
+                f"{self.where()} takes features with {self.site.features} channels at dim {dim}; "
                 f"got {tuple(x.shape)}"
             )
         normed = group_norm(x, self.norm, dim)
@@ -98,4 +98,4 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, channel_dim: int) -> Tensor:
     out = nn.functional.group_norm(
         first.to(wide), norm.num_groups, weight.to(wide), bias.to(wide), norm.eps
     ).to(x.dtype)
-    return out if channel_dim == 1 else out.movedim(1, -1)
+    return out if channel_dim == 1 else in_layout_of(x, out.movedim(1, -1))

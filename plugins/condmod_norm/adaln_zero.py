@@ -1,6 +1,6 @@
 """adaLN-Zero of DiT."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from condmod.functional import (
     ScaleShiftGate,
     blank_linear,
     featurewise_affine,
+    fill,
     gated_residual,
     layer_norm,
 )
@@ -47,7 +48,7 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
 
     name = "adaln_zero"
     Config = AdaLNZeroConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned"})
 
     def __init__(self, config: AdaLNZeroConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -60,9 +61,9 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
         if self.config.init == "identity":
-            with torch.no_grad():
-                for gate in self.proj.bias.chunk(3 * self.parts)[2::3]:
-                    gate.fill_(1.0)
+            start = torch.zeros(self.parts, 3, self.site.features)
+            start[:, 2] = 1.0
+            fill(self.proj.bias, start.flatten())
 
     def prepare(self, condition: condmod.Condition) -> Tensor:
         """What the projection reads."""

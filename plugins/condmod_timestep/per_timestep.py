@@ -1,6 +1,6 @@
 """A modulator of features by a raw timestep."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -33,7 +33,7 @@ class PerTimestep(condmod.Modulator[PerTimestepConfig, Any]):
 
     name = "per_timestep"
     Config = PerTimestepConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"raw"})
+    kinds = frozenset({"raw"})
 
     def __init__(self, config: PerTimestepConfig, site: condmod.Site) -> None:
         super().__init__(config, site)

@@ -22,7 +22,7 @@ def read_time(encoder: condmod.Encoder[Any], signal: condmod.Signal) -> Tensor:
         raise condmod.ConditionError(
             f"{encoder.name} takes integer, float32 or float64 times; got {time.dtype}, which has "
             "already rounded them (bfloat16 turns 937 into 936): keep times out of the "
-            "conversion to half precision"
+            "conversion to half precision (with FSDP2, cast_forward_inputs=False)"
         )
     if time.dtype == torch.bool or time.is_complex():
         raise condmod.ConditionError(

@@ -1,13 +1,13 @@
 """A learned scale and shift for each step of a schedule."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 import condmod
-from condmod.functional import ScaleShift, featurewise_affine
+from condmod.functional import ScaleShift, featurewise_affine, fill
 
 
 class TimestepTableConfig(condmod.ModulatorConfig):
@@ -39,7 +39,7 @@ class TimestepTable(condmod.Modulator[TimestepTableConfig, ScaleShift]):
 
     name = "timestep_table"
     Config = TimestepTableConfig
-    kinds: ClassVar[frozenset[Any]] = frozenset({"raw"})
+    kinds = frozenset({"raw"})
 
     def __init__(self, config: TimestepTableConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -55,12 +55,18 @@ class TimestepTable(condmod.Modulator[TimestepTableConfig, ScaleShift]):
         like: dict[str, Any] = {"device": self.table.device, "dtype": self.table.dtype}
         embedding = nn.Embedding(self.config.steps, features, **like)
         linear = nn.Linear(features, 2 * features, **like)
-        with torch.no_grad():
-            self.table.copy_(linear(nn.functional.silu(embedding.weight)))
+        fill(self.table, linear(nn.functional.silu(embedding.weight)).detach())
 
     def generate(self, condition: condmod.Condition) -> ScaleShift:
         """Scale and shift, each (B, C) or (B, T, C)."""
-        rows = nn.functional.embedding(self._steps(condition), self.table)
+        steps = self._steps(condition)
+        try:
+            rows = nn.functional.embedding(steps, self.table)
+        except IndexError:
+            low, high = (int(bound) for bound in steps.aminmax())
+            raise condmod.ConditionError(
+                f"{self.where()} has the steps 0 to {self.config.steps - 1}; got {low} to {high}"
+            ) from None
         return ScaleShift(*rows.chunk(2, dim=-1))
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
@@ -73,28 +79,17 @@ class TimestepTable(condmod.Modulator[TimestepTableConfig, ScaleShift]):
         time = signal.value
         if not isinstance(time, Tensor) or not (signal.present is None is signal.index):
             raise condmod.ConditionError(
-                f"{self.where} takes one tensor of steps, without presence or index; "
+                f"{self.where()} takes one tensor of steps, without presence or index; "
                 f"got {type(condition).__name__}"
             )
         if time.dtype == torch.bool or time.is_floating_point() or time.is_complex():
             raise condmod.ConditionError(
-                f"{self.where} has one row per integer step; got {time.dtype}; "
+                f"{self.where()} has one row per integer step; got {time.dtype}; "
                 "a continuous time goes through per_timestep"
             )
         if time.ndim not in {1, 2}:
             raise condmod.ShapeError(
-                f"{self.where} takes one step per sample, (B,), or per position, (B, T); "
+                f"{self.where()} takes one step per sample, (B,), or per position, (B, T); "
                 f"got {tuple(time.shape)}"
             )
-        self._check_range(time)
         return time.long()
-
-    def _check_range(self, time: Tensor) -> None:
-        # elsewhere the look-up itself stops; reading the values would make the device wait
-        if torch.compiler.is_compiling() or time.device.type != "cpu" or not time.numel():
-            return
-        low, high = (int(bound) for bound in time.aminmax())
-        if low < 0 or high >= self.config.steps:
-            raise condmod.ConditionError(
-                f"{self.where} has the steps 0 to {self.config.steps - 1}; got {low} to {high}"
-            )

@@ -24,12 +24,36 @@ def test_featurewise_affine_is_one_plus_scale_by_default():
     torch.testing.assert_close(featurewise_affine(x, (scale, shift)), want)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1.0, 2.0])
-def test_the_offset_is_added_to_the_scale(offset):
+FORMS = {
+    "raw": lambda s: s,
+    "one_plus": lambda s: 1 + s,
+    "sigmoid": torch.sigmoid,
+    "exp": torch.exp,
+    "one_plus_tanh": lambda s: 1 + s.tanh(),
+}
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scale_is_read_in_its_form(form, residual):
     x, scale, shift = torch.randn(2, 4, 5, 6), torch.randn(2, 4), torch.randn(2, 4)
-    want = (offset + scale[..., None, None]) * x + shift[..., None, None]
-    got = featurewise_affine(x, (scale, shift), 1, offset=offset)
-    torch.testing.assert_close(got, want)
+    want = FORMS[form](scale)[..., None, None] * x + shift[..., None, None]
+    got = featurewise_affine(x, (scale, shift), 1, form=form, residual=residual)
+    torch.testing.assert_close(got, want + x if residual else want)
+
+
+@pytest.mark.parametrize(("form", "want"), [("exp", 1.0010005), ("sigmoid", 0.50025)])
+def test_a_small_scale_in_bfloat16_keeps_its_effect_on_float32_features(form, want):
+    low = torch.full((1, 1), 1e-3, dtype=torch.bfloat16)
+    y = featurewise_affine(torch.ones(1, 1), (low, torch.zeros_like(low)), form=form)
+    assert abs(y.item() - want) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_features_that_are_not_floating_are_refused(dtype):
+    x = torch.ones(2, 4, dtype=dtype)
+    with pytest.raises(ShapeError, match=f"features are floating; got {dtype}"):
+        featurewise_affine(x, (torch.zeros(2, 4),) * 2)
 
 
 def test_a_condition_as_long_as_the_batch_is_never_taken_for_positions():
@@ -76,7 +100,9 @@ def test_a_leaf_of_any_other_shape_is_refused(x, leaf):
 
 def test_the_error_says_both_shapes_and_the_place():
     with pytest.raises(ShapeError) as caught:
-        featurewise_affine(torch.zeros(3, 5, 4), (torch.zeros(1, 4),) * 2, where="film at 'a'")
+        featurewise_affine(
+            torch.zeros(3, 5, 4), (torch.zeros(1, 4),) * 2, where=lambda: "film at 'a'"
+        )
     assert str(caught.value) == (
         "modulation (1, 4) does not fit features (3, 5, 4) with channels at dim -1 in film at "
         "'a'; a global one is (B, C), an aligned one has a vector of C per position of the "

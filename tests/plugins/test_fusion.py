@@ -224,14 +224,14 @@ def test_drop_gives_the_null_in_training_alone(spec: str) -> None:
             Signal(torch.zeros(2, 3, 4), mask=torch.ones(2, 3)),
             ConditionError,
             "vector: Signal.mask is bool (B, T), one per position; "
-            "got torch.float32 (2, 3) with (2, 3, 4)",
+            "got torch.float32 (2, 3) for an output (2, 3, 256)",
         ),
         (
             "vector(features=4)",
             Signal(torch.zeros(2, 4), mask=torch.ones(2, 4, dtype=torch.bool)),
             ConditionError,
             "vector: Signal.mask is bool (B, T), one per position; "
-            "got torch.bool (2, 4) with (2, 4)",
+            "got torch.bool (2, 4) for an output (2, 256)",
         ),
     ],
 )

@@ -149,7 +149,7 @@ def test_an_absent_time_is_the_null_whatever_its_value() -> None:
             ConditionError,
             "{name} takes integer, float32 or float64 times; got torch.bfloat16, which has "
             "already rounded them (bfloat16 turns 937 into 936): keep times out of the "
-            "conversion to half precision",
+            "conversion to half precision (with FSDP2, cast_forward_inputs=False)",
         ),
         (
             torch.tensor([True]),
@@ -180,12 +180,13 @@ def test_an_absent_time_is_the_null_whatever_its_value() -> None:
             Signal(torch.ones(2, 3), mask=torch.ones(2, 2, dtype=torch.bool)),
             ConditionError,
             "{name}: Signal.mask is bool (B, T), one per position; "
-            "got torch.bool (2, 2) with (2, 3)",
+            "got torch.bool (2, 2) for an output (2, 3, 8)",
         ),
         (
             Signal(torch.ones(2), mask=torch.ones(2, 1, dtype=torch.bool)),
             ConditionError,
-            "{name}: Signal.mask is bool (B, T), one per position; got torch.bool (2, 1) with (2,)",
+            "{name}: Signal.mask is bool (B, T), one per position; got torch.bool (2, 1) "
+            "for an output (2, 8)",
         ),
         (
             Signal(torch.ones(2), present=torch.ones(2, dtype=torch.bool)),

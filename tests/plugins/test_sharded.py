@@ -1,0 +1,69 @@
+"""FSDP2 on two gloo processes: the published start comes back on sharded parameters."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+import condmod
+
+DETERMINISTIC = [
+    "film(init='identity')",
+    "dense_film(init='identity', residual=True)",
+    "adaln_zero(init='identity')",
+    "concat_project(init='identity')",
+    "ada_group_norm(groups=4, init='identity')",
+]
+DRAWN = ["film", "dense_film", "concat_project", "timestep_table(steps=8)"]
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def build(spec):
+    raw = spec.startswith("timestep_table")
+    return condmod.create(spec, features=8, condition_dim=None if raw else 6)
+
+
+def run(rank, port, failures):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    for spec in (*DETERMINISTIC, *DRAWN):
+        torch.manual_seed(0)
+        want = build(spec).state_dict()
+        with torch.device("meta"):
+            module = build(spec)
+        fully_shard(module)
+        module.to_empty(device="cpu")
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(7.0)
+        torch.manual_seed(0)
+        module.reset_parameters()
+        for name, value in module.state_dict().items():
+            got = whole(value)
+            if (got == 7.0).any() or (spec in DETERMINISTIC and not torch.equal(got, want[name])):
+                failures.append(f"{spec}: {name} on rank {rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+def test_reset_parameters_fills_sharded_parameters(free_port):
+    with mp.Manager() as manager:
+        failures = manager.list()
+        mp.spawn(run, (free_port, failures), nprocs=2)
+        assert not list(failures)
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
