@@ -1,11 +1,12 @@
 """What is installed, read from entry-point metadata alone, and what the environment shuts out."""
 
+import importlib
 import inspect
 import os
 import re
 import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -33,18 +34,41 @@ class Entry:
         return f"{self.distribution} {self.version}".strip()
 
 
-@cache
+def installed_state() -> tuple[Any, ...]:
+    """What decides which components there are: the import path with its times, the environment."""
+    lists = [os.environ.get(variable) for variable in ("CONDMOD_PLUGINS", "CONDMOD_DISABLE")]
+    return (*lists, *((folder, _changed(folder)) for folder in sys.path))
+
+
 def installed_entries() -> tuple[Entry, ...]:
-    """Every component entry of every installed distribution; scanned once a process."""
+    """Every component entry of every installed distribution; scanned again when one changes."""
+    return _entries(installed_state())
+
+
+@lru_cache(maxsize=1)
+def _entries(_state: tuple[Any, ...]) -> tuple[Entry, ...]:
+    importlib.invalidate_caches()
     found = []
     for role, group in GROUPS.items():
         for point in metadata.entry_points(group=group):
-            dist = point.dist  # half removed, it may lack its metadata
-            fields: Any = (dist and dist.metadata) or {}
-            name, version = fields.get("Name") or "unknown", fields.get("Version") or ""
-            module = point.value.partition(":")[0].strip()  # point.module raises if it is no name
-            found.append(Entry(point.name, role, module, name, version))
+            found.append(Entry(point.name, role, module_of(point), *owner(point)))
     return tuple(found)
+
+
+def owner(point: metadata.EntryPoint) -> tuple[str, str]:
+    """Name and version of an entry point's distribution; half removed, it may lack its metadata."""
+    fields: Any = (point.dist and point.dist.metadata) or {}
+    return fields.get("Name") or "unknown", fields.get("Version") or ""
+
+
+def provenance(point: metadata.EntryPoint) -> str:
+    """Name and version of an entry point's distribution, for people to read."""
+    return " ".join(owner(point)).strip()
+
+
+def module_of(point: metadata.EntryPoint) -> str:
+    """The module that an entry point names, even where that is no name and `point.module` fails."""
+    return point.value.partition(":")[0].partition("[")[0].strip()
 
 
 def shut_out(distribution: str) -> str:
@@ -67,6 +91,13 @@ def located(entry: Entry, cls: type) -> Entry:
     return Entry(
         entry.name, entry.role, entry.module, entry.distribution, entry.version, file, line
     )
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder or os.curdir).st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def _listed(variable: str) -> set[str]:

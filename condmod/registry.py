@@ -19,7 +19,15 @@ import pluggy
 
 from condmod import hooks
 from condmod.config import Role
-from condmod.entries import GROUPS, HOOKS, Entry, installed_entries, located, shut_out
+from condmod.entries import (
+    GROUPS,
+    HOOKS,
+    Entry,
+    installed_entries,
+    installed_state,
+    located,
+    shut_out,
+)
 from condmod.errors import DefinitionError, PluginConflictError, PluginError, UnknownNameError
 from condmod.spec import is_name, nearest
 
@@ -48,18 +56,26 @@ class Registry:
         self._reasons: dict[str, str] = {}
         self._loading = threading.RLock()
         self.quarantine: dict[str, str] = {}
+        self._entries: dict[str, list[Entry]] = {}
+        self._shut: dict[str, str] = {}
+        self._scanned: tuple[Any, ...] | None = None
         self._scan()
 
     def _scan(self) -> None:
-        found = installed_entries() if self._fixed is None else self._fixed
-        self._shut: dict[str, str] = {}
-        self._entries: dict[str, list[Entry]] = {}
-        for entry in found:
-            reason = "" if self._fixed is not None else shut_out(entry.distribution)
-            if reason:
-                self._shut.setdefault(entry.name, f"{entry.provenance} ({reason})")
-            elif entry not in self._entries.get(entry.name, []):
-                self._entries.setdefault(entry.name, []).append(entry)
+        """Read the metadata, unless nothing has changed since; readers see all of it or nothing."""
+        entries: dict[str, list[Entry]] = {}
+        shut: dict[str, str] = {}
+        with self._loading:
+            state = installed_state() if self._fixed is None else ()
+            if state == self._scanned:
+                return
+            for entry in installed_entries() if self._fixed is None else self._fixed:
+                reason = "" if self._fixed is not None else shut_out(entry.distribution)
+                if reason:
+                    shut.setdefault(entry.name, f"{entry.provenance} ({reason})")
+                elif entry not in entries.get(entry.name, []):
+                    entries.setdefault(entry.name, []).append(entry)
+            self._entries, self._shut, self._scanned = entries, shut, state
 
     def names(self, role: Role | None = None) -> list[str]:
         """Every name, sorted; from metadata, nothing is imported."""
@@ -88,10 +104,8 @@ class Registry:
         """
         if name in self._registered:
             return self._registered[name][0]
-        if name not in self._entries and self._fixed is None:
-            installed_entries.cache_clear()  # something may have been installed meanwhile
-            importlib.invalidate_caches()
-            self._scan()
+        if name not in self._entries:
+            self._scan()  # something may have been installed meanwhile
         entries = self._entries.get(name)
         if entries is None:
             raise UnknownNameError(self._unknown(name))
@@ -283,9 +297,11 @@ def _check(cls: Any, role: Role) -> list[str]:
 
     bases = {"modulator": (Modulator, SublayerModulator), "encoder": (Encoder,)}[role]
     words = " or ".join(base.__name__ for base in bases)
-    if not (_is_a(cls, *bases) and "name" in cls.__dict__):
+    if not _is_a(cls, *bases) or cls in bases:
         hint = "; subclass Modulator" if _is_a(cls, Component) else ""
         raise DefinitionError(f"{cls!r} is no concrete {words} with a `name`{hint}")
+    if "name" not in cls.__dict__:
+        raise DefinitionError(f"{cls!r} lacks a `name` of its own, as in name = 'acme.gate'")
     if cls.__abstractmethods__:
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise DefinitionError(f"{cls.__name__} ({cls.name!r}) does not implement {missing}")

@@ -41,7 +41,8 @@ def save_checkpoint(
             added.
 
     Raises:
-        CheckpointError: the document has another "format" or "tool" of its own.
+        CheckpointError: the document is no JSON, or has another "format" or "tool" of its own.
+        OSError: it cannot be written; the checkpoint that stood there still does.
     """
     own = {"format": FORMAT, "tool": "condmod"}
     for key, value in own.items():
@@ -50,28 +51,30 @@ def save_checkpoint(
                 f"the key {key!r} of a checkpoint's document is condmod's own; "
                 f"got {document[key]!r}"
             )
+    try:
+        text = json.dumps({**own, **document}, indent=2, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"a checkpoint's document is plain JSON data: {error}") from None
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.new")
-    former = target.with_name(f".{target.name}.{os.getpid()}.old")
-    for leftover in (aside, former):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _recover(target)
+    aside, former = target.with_name(f".{target.name}.new"), _former(target)
+    shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        save_file(_plain(tensors), aside / TENSORS)
-        text = json.dumps({**own, **document}, indent=2)
+        _write_tensors(tensors, aside / TENSORS)
         (aside / DOCUMENT).write_text(text + "\n", encoding="utf-8")
-        for path in (aside / TENSORS, aside / DOCUMENT):
+        for path in (aside / TENSORS, aside / DOCUMENT, aside):
             _sync(path)
         if target.exists():
+            shutil.rmtree(former, ignore_errors=True)  # the target stands and is newer
             target.rename(former)
         aside.rename(target)
         _sync(target.parent)
-    finally:
-        if former.exists() and not target.exists():
-            former.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(former, ignore_errors=True)
+    finally:
+        _recover(target)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
@@ -81,6 +84,10 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: it is missing, truncated, foreign, or of another format version.
     """
     path = Path(folder)
+    try:
+        _recover(path)
+    except OSError:  # a folder that may only be read
+        path = _former(path)
     if not (path / DOCUMENT).is_file() or not (path / TENSORS).is_file():
         raise CheckpointError(
             f"{path} holds no condmod checkpoint: it needs {DOCUMENT} and {TENSORS}"
@@ -114,7 +121,9 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     problems += [f"unexpected {name}" for name in tensors if name not in state]
     for name in state.keys() & tensors.keys():
         want, got = state[name], tensors[name]
-        if want.shape != got.shape or want.dtype != got.dtype:
+        if want.is_meta:  # copying into it would be silently nothing
+            problems.append(f"{name} is on the meta device; call to_empty(device=...) first")
+        elif want.shape != got.shape or want.dtype != got.dtype:
             problems.append(
                 f"{name} is {got.dtype} {tuple(got.shape)}, not {want.dtype} {tuple(want.shape)}"
             )
@@ -123,6 +132,24 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"the checkpoint does not fit the module: {shown}{more}")
     module.load_state_dict(dict(tensors), strict=True)
+
+
+def _former(target: Path) -> Path:
+    """Where the checkpoint before this one stands while a save replaces it."""
+    return target.with_name(f".{target.name}.old")
+
+
+def _recover(target: Path) -> None:
+    """Put the former checkpoint back where a save was cut off between its two renames."""
+    if _former(target).is_dir() and not target.exists():
+        _former(target).rename(target)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file(_plain(tensors), path)
+    except SafetensorError as error:  # how safetensors tells of a full disk
+        raise OSError(f"cannot write {path}: {error}") from None
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

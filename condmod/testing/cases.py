@@ -32,7 +32,8 @@ class ModulatorCase:
         positions: shapes of positions to try; features are (B, *positions, C) or
             (B, C, *positions).
         condition: makes the same raw condition every time from batch, positions (() for a
-            global one) and the model's dtype; needed for the kind `raw` alone.
+            global one) and the model's dtype; needed for every kind but `global`, `aligned`
+            and `self`.
         neutral: (module, x, *sublayers) -> what the pass gives at scale 1, shift 0, gate 1;
             x itself by default. Needed where the component normalises or acts around sublayers.
         registry: where to look the spec up.
@@ -69,10 +70,12 @@ class ModulatorCase:
         """Whether it acts around sublayers."""
         return issubclass(self.component, SublayerModulator)
 
-    def build(self, *, seed: int = 0, spec: SpecLike | None = None) -> nn.Module:
+    def build(
+        self, *, seed: int = 0, spec: SpecLike | None = None, site: Site | None = None
+    ) -> nn.Module:
         """The module, its parameters drawn under a seed."""
         torch.manual_seed(seed)
-        return create(spec or self.spec, self.site, registry=self.registry)
+        return create(spec or self.spec, site or self.site, registry=self.registry)
 
     def stirred(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The module with parameters away from any special start, so that nothing is hidden."""
@@ -96,18 +99,36 @@ class ModulatorCase:
         positions: tuple[int, ...] | None = None,
         dtype: torch.dtype = torch.float32,
         *,
-        aligned: bool = False,
+        aligned: bool | None = None,
     ) -> tuple[Tensor, Any]:
-        """Random features with a global or an aligned condition."""
+        """Random features with a condition of a kind that the component takes.
+
+        Args:
+            batch: B.
+            positions: of the features; the case's last ones by default.
+            dtype: of features and condition.
+            aligned: whether the condition has a row per position; by default only where the
+                component takes no other.
+        """
         where = self.positions[-1] if positions is None else positions
+        kinds = self.component.kinds
+        place = where if (kinds == {"aligned"} if aligned is None else aligned) else ()
         x = self.features(batch, where, dtype)
-        place = where if aligned else ()
         if self.condition is not None:
             return x, self.condition(batch, place, dtype)
-        width = self.site.condition_dim
-        shape: tuple[int, ...] = (batch, *place, width) if width else (batch, *place)
+        if kinds == {"self"}:
+            return x, None
+        if not kinds & {"global", "aligned"}:
+            raise ValueError(f"{self.name} takes {sorted(kinds)}: its case needs `condition`")
+        shape = (batch, *place, self.site.condition_dim or 1)
         value = torch.randn(shape, generator=_generator(2), dtype=torch.float64).to(dtype)
-        return x, value.movedim(-1, 1) if aligned and self.site.channel_dim == 1 else value
+        return x, value.movedim(-1, 1) if place and self.site.channel_dim == 1 else value
+
+    def places(self, positions: tuple[int, ...] | None = None) -> list[bool]:
+        """Whether the condition is aligned, for each way in which these positions may get it."""
+        where = self.positions[-1] if positions is None else positions
+        once = [False] if self.component.kinds - {"aligned"} else []
+        return [*once, True] if where and self.takes_aligned() else once
 
     def sublayers(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """Fixed sublayers, as many as the component serves; none where it acts on features."""
@@ -131,7 +152,8 @@ class ModulatorCase:
 
     def takes_aligned(self) -> bool:
         """Whether it takes one condition per position."""
-        return "aligned" in self.component.kinds or self.condition is not None
+        kinds = self.component.kinds
+        return "aligned" in kinds or ("raw" in kinds and self.condition is not None)
 
     def repeat(self, condition: Any, positions: tuple[int, ...]) -> Any:
         """A global condition as an aligned one with equal rows."""
@@ -148,7 +170,9 @@ class EncoderCase:
         spec: what to build.
         out_dim: the width asked for; None for the native one.
         signal: makes the same signal every time from batch, positions (() for one per sample)
-            and the model's dtype; timesteps keep float32 where the model is narrower.
+            and the model's dtype; timesteps keep float32 where the model is narrower. Where it
+            is one number per sample, the law of precision gives large ones in its place, unless
+            the encoder refuses them.
         reference: naive float64 reference, (state dict, signal) -> output tensor.
         positions: shapes of positions to try beside (); empty where it takes none.
         registry: where to look the spec up.
@@ -233,6 +257,12 @@ def convert(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return {key: convert(value, change) for key, value in tree.items()}
     parts = [convert(part, change) for part in tree]
     return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+
+def with_leaves(tree: Any, leaves: Sequence[Tensor]) -> Any:
+    """The same tree with other tensors, in the order of `tensors`."""
+    left = iter(leaves)
+    return convert(tree, lambda _: next(left))
 
 
 def to_float(tree: Condition | Any, dtype: torch.dtype) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call
 
 from condmod.build import configure
@@ -63,21 +64,48 @@ def _parts(schema: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str
     return found
 
 
-def check_reset(fresh: nn.Module, drawn_with_seed: int) -> None:
-    """After any re-initialisation, `reset_parameters` brings the published start back."""
-    start = {name: value.clone() for name, value in fresh.state_dict().items()}
+def check_reset(build: Callable[[], nn.Module], seed: int) -> None:
+    """`reset_parameters` brings the published start back, whatever the memory held.
+
+    Parameters and buffers, also those that no state dict has: after any re-initialisation, and
+    after `to_empty`, whose memory holds anything.
+    """
+    fresh = build()
+    start = {name: value.clone() for name, value in memory(fresh).items()}
 
     def spoil(module: nn.Module) -> None:
-        for parameter in module.parameters(recurse=False):
-            nn.init.normal_(parameter)
+        for value in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if value.is_floating_point():
+                nn.init.normal_(value)
 
     fresh.apply(spoil)
-    torch.manual_seed(drawn_with_seed)
-    fresh.reset_parameters()  # type: ignore[operator]
-    for name, value in fresh.state_dict().items():
+    check_restored(fresh, start, seed, "re-initialisation")
+    empty = build().to_empty(device="cpu")
+    fill_with_rubbish(empty)
+    check_restored(empty, start, seed, "to_empty")
+
+
+def memory(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer, persistent or not."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def fill_with_rubbish(module: nn.Module) -> None:
+    """Put into every parameter and buffer what no component starts with."""
+    with torch.no_grad():
+        for value in memory(module).values():
+            value.fill_(float("nan") if value.is_floating_point() else -7)
+
+
+def check_restored(module: nn.Module, start: dict[str, Tensor], seed: int, after: str) -> None:
+    """`reset_parameters` under a seed gives what the constructor gave."""
+    torch.manual_seed(seed)
+    module.reset_parameters()  # type: ignore[operator]
+    for name, value in memory(module).items():
         assert torch.equal(value, start[name]), (
-            f"reset_parameters does not restore {name}; draw each parameter once, in "
-            "reset_parameters alone (condmod.functional.blank_linear makes layers undrawn)"
+            f"reset_parameters does not restore {name} after {after}; draw each parameter once, "
+            "in reset_parameters alone (condmod.functional.blank_linear makes layers undrawn), "
+            "and fill buffers there too"
         )
 
 
@@ -108,6 +136,18 @@ def check_functional_call(module: nn.Module, run: Callable[[Callable[..., Any]],
     assert torch.allclose(flat(got), flat(run(other)), atol=1e-6), "functional_call differs"
 
 
+def check_half_call(module: nn.Module, given: tuple[Any, ...], half: tuple[Any, ...]) -> None:
+    """`functional_call` with parameters in bfloat16 gives bfloat16, close to float32."""
+    state = {name: value.bfloat16() for name, value in module.named_parameters()}
+    if not state:
+        return
+    want = flat(module(*given))
+    got = flat(functional_call(module, state, half))
+    assert got.dtype == torch.bfloat16, f"functional_call with bfloat16 parameters: {got.dtype}"
+    limit = 0.06 * max(want.abs().max().item(), 1.0)
+    close(got, want, limit, "functional_call with bfloat16 parameters")
+
+
 def check_compile(module: nn.Module, call: Call, backend: str = "aot_eager") -> None:
     """`torch.compile(fullgraph=True)` gives the eager output, and the same gradients."""
     torch.compiler.reset()
@@ -127,15 +167,37 @@ def check_compile(module: nn.Module, call: Call, backend: str = "aot_eager") -> 
             assert torch.allclose(eager, traced, atol=1e-4, rtol=1e-4), "compiled gradients differ"
 
 
-def check_meta(build: Callable[[], nn.Module], real: nn.Module) -> None:
-    """Built on the meta device: the same keys and shapes, and no memory."""
+def count_graphs(call: Callable[..., Any], runs: Iterable[tuple[Any, ...]]) -> int:
+    """How many graphs one compiled function needs for several arguments."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(call, fullgraph=True, backend=counter)
+    for arguments in runs:
+        compiled(*arguments)
+    return int(counter.frame_count)
+
+
+def check_meta(build: Callable[[], nn.Module], seed: int, call: Call) -> None:
+    """On the meta device: the same keys and shapes, no memory; and two ways from there to a CPU.
+
+    `to_empty` and `reset_parameters` give a fresh module; `load_state_dict(assign=True)` gives
+    one that runs.
+    """
+    real = build()
     with torch.device("meta"):
-        ghost = build()
+        ghost, assigned = build(), build()
     shapes = {name: tuple(value.shape) for name, value in real.state_dict().items()}
     ghosts = {name: tuple(value.shape) for name, value in ghost.state_dict().items()}
     assert ghosts == shapes, f"on the meta device the state dict is {ghosts}, not {shapes}"
-    for name, parameter in ghost.named_parameters():
-        assert parameter.is_meta, f"{name} has memory on the meta device"
+    for name, value in memory(ghost).items():
+        assert value.is_meta, f"{name} has memory on the meta device"
+    ghost.to_empty(device="cpu")
+    fill_with_rubbish(ghost)
+    check_restored(ghost, memory(real), seed, "the meta device")
+    assigned.load_state_dict(real.state_dict(), assign=True)
+    left = [name for name, value in memory(assigned).items() if value.is_meta]
+    assert not left, f"load_state_dict(assign=True) leaves {left} on the meta device"
+    assert torch.equal(flat(call(assigned)), flat(call(real))), "loaded from meta it differs"
 
 
 def flat(out: Any) -> Tensor:
