@@ -10,6 +10,16 @@ from torch import nn
 from condmod.component import Component, Condition, Site
 from condmod.config import ModulatorConfig
 from condmod.errors import SiteError
+from condmod.spec import nearest
+
+_RESERVED = frozenset(dir(nn.ModuleDict()))
+
+
+class UnknownSiteError(SiteError, KeyError):
+    """A bank has no site of this name."""
+
+    def __str__(self) -> str:  # KeyError's own shows the repr
+        return Exception.__str__(self)
 
 
 class Bank(nn.Module):
@@ -58,7 +68,13 @@ class Bank(nn.Module):
                 module.reset_parameters()  # type: ignore[operator]
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            mend = nearest(str(name), self) or f"; it has {', '.join(self):.200}"
+            raise UnknownSiteError(f"this bank of {self.config} has no site {name!r}{mend}")
         return self.modulators[_key(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _key(name) in self.modulators
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -69,4 +85,4 @@ class Bank(nn.Module):
 
 def _key(name: str) -> str:
     key = name.replace(".", "/")
-    return f"{key}/" if hasattr(nn.ModuleDict, key) or key == "training" else key
+    return f"{key}/" if key in _RESERVED else key

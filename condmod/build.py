@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 from pydantic import GetPydanticSchema
@@ -21,7 +21,7 @@ from condmod.config import (
 from condmod.errors import SiteError, SpecError
 from condmod.parsing import parse
 from condmod.registry import Registry, active_registry, an
-from condmod.spec import Spec
+from condmod.spec import Spec, nearest
 
 if TYPE_CHECKING:
     from condmod.bank import Bank
@@ -89,7 +89,9 @@ def create(
     config = configure(spec, role="modulator", registry=registry)
     if (site is None) == (not place):
         raise SiteError("say the place once: create(spec, site) or create(spec, features=..., ...)")
-    site = site or Site(**place)
+    site = _site(place, config) if site is None else site
+    if not isinstance(site, Site):
+        raise SiteError(f"the place of a modulator is a Site; got {site!r:.80}")
     cls = config.component
     if cls.shared(config, [site]) is not None:
         raise SiteError(
@@ -99,6 +101,23 @@ def create(
     return cast("Modulator[Any, Any]", cls(config, site))
 
 
+def _site(place: Mapping[str, Any], config: ComponentConfig) -> Site:
+    """The site that has these fields."""
+    from condmod.component import Site
+
+    known = [field.name for field in fields(Site)]
+    for key in place:
+        if key in type(config).model_fields and key not in known:
+            name = config.component_name()
+            raise SiteError(f"{key!r} is an option; it stands in the spec: {name}({key}=...)")
+        if key not in known:
+            mend = nearest(key, known) or f"; it has {', '.join(known)}"
+            raise SiteError(f"a site has no field {key!r}{mend}")
+    if "features" not in place:
+        raise SiteError("a site needs features, the number of channels, as in features=64")
+    return Site(**place)
+
+
 def create_encoder(
     spec: SpecLike, out_dim: int | None = None, *, registry: Registry | None = None
 ) -> Encoder[Any]:
@@ -106,8 +125,11 @@ def create_encoder(
 
     Raises:
         SpecError: as `configure`.
+        SiteError: `out_dim` is no positive integer.
     """
     config = configure(spec, role="encoder", registry=registry)
+    if out_dim is not None and (type(out_dim) is not int or out_dim < 1):
+        raise SiteError(f"out_dim is a positive integer or None; got {out_dim!r}")
     return cast("Encoder[Any]", config.component(config, out_dim))
 
 
@@ -126,7 +148,11 @@ def create_bank(
         SiteError: no site, or the component does not fit one.
     """
     from condmod.bank import Bank
+    from condmod.component import Site
 
+    for name, site in sites.items():
+        if not isinstance(name, str) or not isinstance(site, Site):
+            raise SiteError(f"the sites of a bank are Sites by name; got {name!r}: {site!r:.80}")
     config = cast(ModulatorConfig, configure(spec, role="modulator", registry=registry))
     return Bank(config, {name: replace(site, name=name) for name, site in sites.items()})
 

@@ -96,6 +96,17 @@ class ComponentConfig(BaseModel):
         finally:
             _VALIDATING.reset(token)
 
+    @model_validator(mode="after")
+    def _can_be_said(self) -> Self:
+        """Refuse options whose text no spec may be: too long, too deep, an integer too large."""
+        if self.component is not None:
+            try:
+                parse(str(self))
+            except SpecError as error:
+                rule = str(error).partition("\n")[0]
+                raise ValueError(f"the text of these options is no spec: {rule}") from None
+        return self
+
     def __str__(self) -> str:
         return call(self.component_name(), self.changed())
 

@@ -48,11 +48,26 @@ def installed_entries() -> tuple[Entry, ...]:
 @lru_cache(maxsize=1)
 def _entries(_state: tuple[Any, ...]) -> tuple[Entry, ...]:
     importlib.invalidate_caches()
-    found = []
-    for role, group in GROUPS.items():
-        for point in metadata.entry_points(group=group):
-            found.append(Entry(point.name, role, module_of(point), *owner(point)))
-    return tuple(found)
+    return tuple(
+        Entry(point.name, role, module_of(point), *owner(point))
+        for role, group in GROUPS.items()
+        for point in metadata.entry_points(group=group)
+    )
+
+
+def by_name(
+    given: tuple[Entry, ...] | None = None,
+) -> tuple[dict[str, list[Entry]], dict[str, str]]:
+    """Entries by name, and why others are shut out; of all that is installed unless given."""
+    entries: dict[str, list[Entry]] = {}
+    shut: dict[str, str] = {}
+    for entry in installed_entries() if given is None else given:
+        reason = shut_out(entry.distribution) if given is None else ""
+        if reason:
+            shut.setdefault(entry.name, f"{entry.provenance} ({reason})")
+        elif entry not in entries.get(entry.name, []):
+            entries.setdefault(entry.name, []).append(entry)
+    return entries, shut
 
 
 def owner(point: metadata.EntryPoint) -> tuple[str, str]:

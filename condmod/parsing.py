@@ -3,8 +3,6 @@
 import ast
 import math
 import re
-import threading
-import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -14,7 +12,18 @@ from condmod.spec import MAX_DEPTH, FrozenMapping, Path, Source, Span, Spec, poi
 MAX_LENGTH = 4096
 MAX_INTEGER = 2**63 - 1
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_FILTERS = threading.Lock()  # warnings.catch_warnings changes the filters of the whole process
+# What a text is made of, as far as Python's parser would warn about it: numbers and quoted text.
+_TOKEN = re.compile(
+    r"""
+    (?P<number> 0[xX][0-9a-fA-F_]+ | 0[oO][0-7_]+ | 0[bB][01_]+
+      | (?: [0-9][0-9_]* \.? [0-9_]* | \.[0-9][0-9_]* ) (?: [eE][-+]?[0-9][0-9_]* )? [jJ]? )
+  | (?P<prefix> \w* ) (?P<quote> \'{3} | "{3} | \' | " )
+  | \w+ | \#[^\n]* | .
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_ESCAPE = re.compile(r"[\n\\'\"abfnrtvxNuU]|[0-3][0-7]{0,2}|[4-7][0-7]?(?![0-7])")
+_WARNED = re.compile(r"\\|[0-9]\.?[^\W0-9]")
 
 
 def parse(spec: "str | Mapping[str, Any] | Spec") -> Spec:
@@ -73,10 +82,9 @@ class _Reader:
     def tree(self) -> ast.expr:
         if _CONTROL.search(self.text):
             raise SpecError(f"a spec holds no control characters; got {self.text!a:.100}")
+        self.refuse_what_warns()
         try:
-            with _FILTERS, warnings.catch_warnings():
-                warnings.simplefilter("error")
-                return ast.parse(self.text, mode="eval").body
+            return ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
             start = 0
             if error.lineno is not None and error.offset is not None:
@@ -87,6 +95,47 @@ class _Reader:
         except (RecursionError, MemoryError):
             span, message = (0, 1), f"a spec nests at most {MAX_DEPTH} levels deep"
         raise SpecError(f"{message}\n{point(self.text, span)}") from None
+
+    def refuse_what_warns(self) -> None:
+        """Refuse what Python's parser reads with a warning, which is a matter of filters.
+
+        That is an unknown escape, and a number run into a word. Where Python's tokens and these
+        part (inside formatted text, behind a quote that is never closed), nothing parses.
+        """
+        place = 0
+        while place < len(self.text):
+            token = _TOKEN.match(self.text, place)
+            assert token is not None
+            place = token.end()
+            if token["number"]:
+                if re.match(r"\w", self.text[place : place + 1]):
+                    self.refuse("this is not a spec: invalid decimal literal", place - 1, place)
+            elif token["quote"]:
+                prefix = token["prefix"].lower()
+                if prefix in {"f", "fr", "rf", "t", "tr", "rt"} and _WARNED.search(
+                    self.text, place
+                ):
+                    self.refuse("text is written as 'x' or r'x'", token.start(), place)
+                place = self.end_of_text(place, token["quote"], prefix)
+
+    def end_of_text(self, place: int, quote: str, prefix: str) -> int:
+        """Where quoted text ends, behind its quote; refuses an escape that Python warns about."""
+        while place < len(self.text) and not self.text.startswith(quote, place):
+            if self.text[place] == "\n" and len(quote) == 1:
+                break  # never closed: Python says so
+            if self.text[place] == "\\":
+                place += 1
+                escape = _ESCAPE.match(self.text, place)
+                of_bytes = "b" in prefix and self.text[place : place + 1] in {"N", "u", "U"}
+                if place < len(self.text) and "r" not in prefix and (not escape or of_bytes):
+                    shown = self.text[place - 1 : place + 1]
+                    message = f"this is not a spec: invalid escape sequence '{shown}'"
+                    self.refuse(message, place - 1, place + 1)
+            place += 1
+        return place + len(quote)
+
+    def refuse(self, message: str, start: int, end: int) -> NoReturn:
+        raise SpecError(f"{message}\n{point(self.text, (start, end))}")
 
     def offset(self, line: int, column: int) -> int:
         """Character offset of a position that ast counts in lines and UTF-8 bytes."""

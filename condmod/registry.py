@@ -19,15 +19,7 @@ import pluggy
 
 from condmod import hooks
 from condmod.config import Role
-from condmod.entries import (
-    GROUPS,
-    HOOKS,
-    Entry,
-    installed_entries,
-    installed_state,
-    located,
-    shut_out,
-)
+from condmod.entries import GROUPS, HOOKS, Entry, by_name, installed_state, located
 from condmod.errors import DefinitionError, PluginConflictError, PluginError, UnknownNameError
 from condmod.spec import is_name, nearest
 
@@ -55,6 +47,7 @@ class Registry:
         self._loaded: dict[str, dict[str, type[Any]]] = {}
         self._reasons: dict[str, str] = {}
         self._loading = threading.RLock()
+        self._scanning = threading.Lock()
         self.quarantine: dict[str, str] = {}
         self._entries: dict[str, list[Entry]] = {}
         self._shut: dict[str, str] = {}
@@ -62,20 +55,12 @@ class Registry:
         self._scan()
 
     def _scan(self) -> None:
-        """Read the metadata, unless nothing has changed since; readers see all of it or nothing."""
-        entries: dict[str, list[Entry]] = {}
-        shut: dict[str, str] = {}
-        with self._loading:
+        """Read the metadata, unless nothing has changed; readers see all of it or nothing."""
+        with self._scanning:
             state = installed_state() if self._fixed is None else ()
-            if state == self._scanned:
-                return
-            for entry in installed_entries() if self._fixed is None else self._fixed:
-                reason = "" if self._fixed is not None else shut_out(entry.distribution)
-                if reason:
-                    shut.setdefault(entry.name, f"{entry.provenance} ({reason})")
-                elif entry not in entries.get(entry.name, []):
-                    entries.setdefault(entry.name, []).append(entry)
-            self._entries, self._shut, self._scanned = entries, shut, state
+            if state != self._scanned:
+                self._entries, self._shut = by_name(self._fixed)
+                self._scanned = state
 
     def names(self, role: Role | None = None) -> list[str]:
         """Every name, sorted; from metadata, nothing is imported."""

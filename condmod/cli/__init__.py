@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib import metadata
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from condmod.cli import commands
-from condmod.entries import shut_out
+from condmod.cli.third_party import OWN, brought, lacking, load_or_tell
 from condmod.errors import CondmodError
 
 HELP = "Condition any network on any signal, each mechanism chosen by one short string."
@@ -21,13 +21,13 @@ class CommandGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of all commands, ours first."""
-        return [*super().list_commands(ctx), *sorted(brought())]
+        return [*super().list_commands(ctx), *sorted(set(brought()) - set(OWN))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by name; a plugin's is loaded now."""
         own = super().get_command(ctx, cmd_name)
-        point = brought().get(cmd_name)
-        return own if own is not None or point is None else _load(point)
+        points = brought().get(cmd_name)
+        return own if own is not None or points is None else load_or_tell(cmd_name, points)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; a user's error is one clear line and exit code 1, Ctrl-C is 130."""
@@ -40,28 +40,12 @@ class CommandGroup(TyperGroup):
             typer.echo("interrupted", err=True)
             raise SystemExit(130) from None
         except ModuleNotFoundError as error:
-            point = brought().get(ctx.invoked_subcommand or "")
-            if point is None or not point.extras or not point.dist:
+            points = brought().get(ctx.invoked_subcommand or "", [])
+            install = lacking(points[0], error) if points else ""
+            if not install:
                 raise
-            wanted = f"{point.dist.metadata['Name']}[{','.join(point.extras)}]"
-            typer.echo(
-                f"error: `condmod {point.name}` needs {error.name}; "
-                f"install it with: pip install '{wanted}'",
-                err=True,
-            )
+            typer.echo(f"error: {install}", err=True)
             raise SystemExit(1) from None
-
-
-def brought() -> dict[str, metadata.EntryPoint]:
-    """The commands that installed distributions bring, by name; nothing is imported."""
-    points = metadata.entry_points(group="condmod.commands")
-    return {p.name: p for p in points if not (p.dist and shut_out(p.dist.metadata["Name"]))}
-
-
-def _load(point: metadata.EntryPoint) -> Any:
-    app = typer.Typer(add_completion=False)
-    app.command(point.name, rich_help_panel="Commands")(point.load())
-    return typer.main.get_command(app)
 
 
 app = typer.Typer(cls=CommandGroup, help=HELP, no_args_is_help=True, add_completion=False)
@@ -77,5 +61,21 @@ for _function, _name in (
 
 
 def main() -> None:
-    """The console script."""
-    sys.exit(app())
+    """The console script; a reader that stops reading, as `head` does, ends it quietly."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)
+    finally:
+        _close_quietly()
+
+
+def _close_quietly() -> None:
+    """Flush what is left; where nobody reads any more, let Python's own last flush go nowhere."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            assert stream is not None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import traceback
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from condmod.config import ComponentConfig
-from condmod.entries import installed_entries, shut_out
+from condmod.entries import installed_entries, owner, provenance, shut_out
 from condmod.errors import SpecError
 from condmod.registry import default_registry
 from condmod.spec import nearest
@@ -30,12 +32,13 @@ def list_(
     Example: condmod list "*film*" --exclude "dense*"
     """
     registry = default_registry()
+    entries = [entry for entry in installed_entries() if not shut_out(entry.distribution)]
     rows = []
     for name in registry.match(pattern, exclude=exclude or ()):
-        owners = [entry for entry in installed_entries() if entry.name == name]
-        owners = [entry for entry in owners if not shut_out(entry.distribution)]
-        conflict = " and ".join(sorted({entry.provenance for entry in owners}))
-        rows.append({"name": name, "role": owners[0].role, "from": conflict})
+        claims = [entry for entry in entries if entry.name == name]
+        owners = " and ".join(sorted({entry.provenance for entry in claims}))
+        roles = sorted({entry.role for entry in claims})  # two only where they conflict
+        rows += [{"name": name, "role": role, "from": owners} for role in roles]
     if as_json:
         _print_json(rows)
         return
@@ -123,9 +126,18 @@ def doctor(as_json: Json = False) -> None:
     """
     import torch
 
+    from condmod.cli import documents, third_party
+
     registry = default_registry()
-    verdicts = registry.check()
-    wrong = {name: verdict for name, verdict in verdicts.items() if verdict}
+    verdicts = {"components": registry.check()}
+    tracebacks = dict(registry.quarantine)
+    for kind, room in (("commands", third_party), ("plugins", documents)):
+        checked = room.check()
+        verdicts[kind] = {name: str(error or "") for name, error in checked.items()}
+        for name, error in checked.items():
+            if error and error.__cause__:
+                text = "".join(traceback.format_exception(error.__cause__))
+                tracebacks[f"{kind.removesuffix('s')} {name}"] = text
     versions = {
         "condmod": metadata.version("condmod"),
         "python": platform.python_version(),
@@ -133,17 +145,11 @@ def doctor(as_json: Json = False) -> None:
         "cuda": torch.version.cuda or "none",
     }
     if as_json:
-        _print_json(
-            {"versions": versions, "components": verdicts, "tracebacks": registry.quarantine}
-        )
+        _print_json({"versions": versions, **verdicts, "tracebacks": tracebacks})
     else:
         typer.echo("  ".join(f"{key} {value}" for key, value in versions.items()))
-        typer.echo(f"{len(verdicts) - len(wrong)} of {len(verdicts)} components are well")
-        for name, verdict in wrong.items():
-            typer.echo(f"\n{name}: {verdict}")
-        for module, text in registry.quarantine.items():
-            typer.echo(f"\nTraceback of {module}:\n{text.rstrip()}")
-    if wrong:
+        _print_verdicts(verdicts, tracebacks)
+    if any(verdict for kind in verdicts.values() for verdict in kind.values()):
         raise SystemExit(1)
 
 
@@ -158,10 +164,11 @@ def plugins(as_json: Json = False) -> None:
         row["components"].append(entry.name)
     for group, key in (("condmod.commands", "commands"), ("condmod.plugins", "hooks")):
         for point in metadata.entry_points(group=group):
-            if point.dist:
-                name = point.dist.metadata["Name"]
-                row = rows.setdefault(f"{name} {point.dist.version}", _plugin_row(name))
-                row[key].append(point.name)
+            row = rows.setdefault(provenance(point), _plugin_row(owner(point)[0]))
+            row[key].append(point.name)
+    for row in rows.values():
+        for key in ("components", "commands", "hooks"):
+            row[key] = sorted(set(row[key]))
     if as_json:
         _print_json([{"distribution": name, **row} for name, row in sorted(rows.items())])
         return
@@ -169,7 +176,7 @@ def plugins(as_json: Json = False) -> None:
         typer.echo(f"{name}{f' ({reason})' if (reason := row['shut_out']) else ''}")
         for key in ("components", "commands", "hooks"):
             if row[key]:
-                typer.echo(f"  {key}: {', '.join(sorted(row[key]))}")
+                typer.echo(f"  {key}: {', '.join(row[key])}")
 
 
 def _plugin_row(distribution: str) -> dict[str, Any]:
@@ -179,14 +186,22 @@ def _plugin_row(distribution: str) -> dict[str, Any]:
 def _validate_file(path: Path, kind: str) -> Any:
     from condmod import yaml_text
     from condmod.build import configure
-    from condmod.cli.documents import documents
+    from condmod.cli.documents import check, documents
 
     document = yaml_text.read(path)
-    if not kind and (isinstance(document, str) or "name" in (document or {})):
+    if not isinstance(document, str | Mapping):
+        came = "nothing" if document is None else f"{type(document).__name__}: {document!r:.60}"
+        raise SpecError(
+            f"{str(path)!r} holds a spec, as text or as a mapping with the key 'name', or a "
+            f"mapping of fields; got {came}"
+        )
+    if not kind and (isinstance(document, str) or "name" in document):
         return configure(document).model_dump(mode="json")
     kinds = documents()
     kind = kind or (next(iter(kinds)) if len(kinds) == 1 else "")
     if kind not in kinds:
+        for failed in filter(None, check().values()):
+            raise failed
         raise SpecError(
             f"say what {path} describes with --as, one of {', '.join(sorted(kinds)) or 'none'}"
             f"{nearest(kind, kinds)}"
@@ -203,6 +218,20 @@ def _component_schema(config: type[ComponentConfig]) -> dict[str, Any]:
         "properties": {"name": name, **described.get("properties", {})},
         "required": ["name", *described.get("required", ())],
     }
+
+
+def _print_verdicts(verdicts: dict[str, dict[str, str]], tracebacks: dict[str, str]) -> None:
+    """How many are well, what is wrong with the others, and where it was raised."""
+    for kind, checked in verdicts.items():
+        well = list(checked.values()).count("")
+        typer.echo(f"{well} of {len(checked)} {kind} are well")
+    for kind, checked in verdicts.items():
+        for name, verdict in checked.items():
+            if verdict:
+                owner_of = "" if kind == "components" else f"{kind.removesuffix('s')} "
+                typer.echo(f"\n{owner_of}{name}: {verdict}")
+    for name, text in tracebacks.items():
+        typer.echo(f"\nTraceback of {name}:\n{text.rstrip()}")
 
 
 def _print_json(data: Any) -> None:

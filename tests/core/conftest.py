@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from condmod import Registry
-from condmod.entries import installed_entries
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BUILD = """
@@ -54,13 +53,11 @@ def installed(
     def install(*names: str) -> Registry:
         for name in names:
             monkeypatch.syspath_prepend(str(targets[name]))
-        installed_entries.cache_clear()
         return Registry()
 
     yield install
     for target in targets:
         sys.modules.pop(target.replace("-", "_"), None)
-    installed_entries.cache_clear()
 
 
 @pytest.fixture
