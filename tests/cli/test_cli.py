@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit codes, and that listing loads no torch."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -153,6 +154,8 @@ def test_doctor_finds_all_well():
     assert done.returncode == 0, done.stdout
     report = json.loads(done.stdout)
     assert not any(report["components"].values())
+    assert not any(report["commands"].values())
+    assert not any(report["plugins"].values())
     assert set(report["versions"]) == {"condmod", "python", "torch", "cuda"}
 
 
@@ -169,4 +172,176 @@ def test_a_command_without_its_extra_prints_the_install_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr == (
         "error: `condmod demo` needs sklearn; install it with: pip install 'condmod[lab]'\n"
+    )
+
+
+def third_party(folder, name, groups, metadata=True, **modules):
+    """A distribution as an installer leaves it; without METADATA, one half removed."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    if metadata:
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [f"[{group}]\n{entry}\n" for group, entry in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    for module, text in modules.items():
+        (folder / f"{module}.py").write_text(text)
+
+
+def run_with(folder, *args):
+    return run(*args, env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "100"})
+
+
+BROKEN = (
+    "the command 'snap' comes from snapper 1.0, whose module snapper failed: RuntimeError: it is "
+    "broken; `condmod doctor` shows the traceback"
+)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder with a distribution whose module raises, and with one half removed."""
+    groups = {
+        "condmod.commands": "snap = snapper:run",
+        "condmod.plugins": "snap = snapper",
+    }
+    third_party(tmp_path, "snapper", groups, snapper="raise RuntimeError('it is\\nbroken')\n")
+    groups = {
+        "condmod.commands": "haunt = ghost:run",
+        "condmod.modulators": "ghost.gate = ghost",
+        "condmod.plugins": "haunt = ghost",
+    }
+    third_party(tmp_path, "ghost", groups, metadata=False)
+    return tmp_path
+
+
+def test_a_broken_command_harms_no_help_and_no_listing(broken):
+    shown = run_with(broken, "--help")
+    assert shown.returncode == 0, shown.stderr
+    for name in ("snap", "haunt"):
+        line = next(line for line in shown.stdout.splitlines() if f" {name} " in line)
+        assert "failed; see condmod doctor" in line
+    assert "Learn to draw handwritten digits" in shown.stdout
+    for args in (["list"], ["plugins"], ["list", "--json"], ["validate", "film"]):
+        done = run_with(broken, *args)
+        assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads(run_with(broken, "plugins", "--json").stdout)
+    ours = {row["distribution"]: row for row in rows}
+    assert ours["snapper 1.0"]["commands"] == ours["snapper 1.0"]["hooks"] == ["snap"]
+    assert ours["unknown"]["commands"] == ["haunt"]
+    assert ours["unknown"]["components"] == ["ghost.gate"]
+
+
+@pytest.mark.parametrize("args", [["snap"], ["snap", "--help"], ["snap", "x", "--y=1"]])
+def test_a_broken_command_tells_its_distribution_and_reason(broken, args):
+    done = run_with(broken, *args)
+    assert (done.returncode, done.stderr) == (1, f"error: {BROKEN}\n")
+
+
+def test_a_half_removed_command_is_told_too(broken):
+    done = run_with(broken, "haunt")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the command 'haunt' comes from unknown, whose module ghost failed: "
+        "ModuleNotFoundError: No module named 'ghost'; `condmod doctor` shows the traceback\n",
+    )
+
+
+def test_doctor_checks_commands_and_plugins_too(broken):
+    done = run_with(broken, "doctor", "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    report = json.loads(done.stdout)
+    assert report["commands"].pop("haunt").startswith("the command 'haunt' comes from unknown,")
+    assert report["commands"] == {"demo": "", "sample": "", "snap": BROKEN, "train": ""}
+    assert report["plugins"]["condmod_lab"] == ""
+    assert report["plugins"]["snapper"] == (
+        "the plugin 'snap' comes from snapper 1.0, whose module snapper failed: RuntimeError: it "
+        "is broken; `condmod doctor` shows the traceback"
+    )
+    assert "raise RuntimeError('it is" in report["tracebacks"]["command snap"]
+    assert report["tracebacks"]["plugin snapper"].startswith("Traceback")
+    text = run_with(broken, "doctor").stdout
+    assert "\n3 of 5 commands are well\n1 of 3 plugins are well\n" in text
+    assert f"\ncommand snap: {BROKEN}\n" in text
+    assert "\nTraceback of plugin snapper:\n" in text
+
+
+def test_a_broken_plugin_harms_no_file_of_another(broken):
+    assert run_with(broken, "validate", "examples/digits.yaml", "--as", "train").returncode == 0
+    done = run_with(broken, "validate", "examples/digits.yaml", "--as", "snapshot")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the plugin ")
+
+
+def test_two_distributions_with_one_command_are_told_both_and_the_others_go_on(tmp_path):
+    text = "def run() -> None:\n    print('here')\n"
+    for name in ("one", "two"):
+        groups = {"condmod.commands": f"snap = {name}_module:run"}
+        third_party(tmp_path, name, groups, **{f"{name}_module": text})
+    third_party(tmp_path, "three", {"condmod.commands": "list = three:run\nsnip = three:run"})
+    (tmp_path / "three.py").write_text(text)
+    done = run_with(tmp_path, "snap")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the command 'snap' is claimed by one 1.0 and two 1.0; uninstall one, or shut it "
+        "out with CONDMOD_DISABLE=<distribution>\n",
+    )
+    assert run_with(tmp_path, "snip").stdout == "here\n"
+    assert run_with(tmp_path, "list", "film").stdout.startswith("name")
+    assert run_with(tmp_path, "--help").returncode == 0
+    done = run_with(tmp_path, "doctor", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert report["commands"]["list"].startswith(
+        "the command 'list' is claimed by three 1.0 and condmod 0.1.0; "
+    )
+
+
+def test_a_name_of_both_roles_is_listed_under_both(tmp_path):
+    groups = {"condmod.modulators": "both.ways = both", "condmod.encoders": "both.ways = both"}
+    third_party(tmp_path, "both", groups)
+    rows = json.loads(run_with(tmp_path, "list", "both.*", "--json").stdout)
+    assert rows == [
+        {"name": "both.ways", "role": role, "from": "both 1.0"} for role in ("encoder", "modulator")
+    ]
+    done = run_with(tmp_path, "plugins")
+    assert "both 1.0\n  components: both.ways\n" in done.stdout
+
+
+@pytest.mark.parametrize("args", [["list"], ["--help"], ["list", "--json"], ["nonsense"]])
+def test_a_reader_that_stops_reading_sees_no_traceback(args):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-X", "dev", "-W", "ignore", *CONDMOD[1:], *args]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode in {1, 2}
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipeError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "came"),
+    [("5", "int: 5"), ("true", "bool: True"), ("[film, 3]", "list: ['film', 3]"), ("", "nothing")],
+)
+@pytest.mark.parametrize("options", [[], ["--as", "train"]])
+def test_a_file_that_is_neither_spec_nor_fields_is_a_users_error(tmp_path, content, came, options):
+    path = tmp_path / "spec.yaml"
+    path.write_text(content)
+    done = run("validate", str(path), *options)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: '{path}' holds a spec, as text or as a mapping with the key 'name', or a mapping "
+        f"of fields; got {came}\n",
+    )
+
+
+def test_validate_reads_json_as_json(tmp_path):
+    path = tmp_path / "spec.json"
+    path.write_text('{\n\t"name": "film",\n\t"scale": "one_plus"\n}\n')  # tabs are no YAML
+    assert json.loads(run("validate", str(path), "--json").stdout)["scale"] == "one_plus"
+    path.write_text('{"name": "film",\n "scale": }')
+    done = run("validate", str(path))
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: '{path}', line 2, column 11: Expecting value\n",
     )

@@ -139,7 +139,7 @@ def test_a_bank_reads_like_a_mapping_of_sites(bank: Bank):
     assert len(bank) == 3
     assert bank.names == tuple(SITES)
     assert bank["out"].site == Site(features=8, condition_dim=3, channel_dim=1, name="out")
-    assert bank["out"].where == "trunk_shift at 'out'"
+    assert bank["out"].where() == "trunk_shift at 'out'"
     with pytest.raises(KeyError):
         bank["blocks.2.norm"]
 
@@ -251,3 +251,64 @@ def test_a_site_that_cannot_be_is_refused(fields: dict[str, Any], message: str):
     with pytest.raises(SiteError) as caught:
         Site(**fields)
     assert str(caught.value) == message
+
+
+BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
+    "a slip": ({"feature": 4}, "a site has no field 'feature'; did you mean 'features'?"),
+    "something else": (
+        {"features": 4, "device": "cpu"},
+        "a site has no field 'device'; it has features, condition_dim, channel_dim, out_features, "
+        "name",
+    ),
+    "an option": (
+        {"features": 4, "scale": "exp"},
+        "'scale' is an option; it stands in the spec: film(scale=...)",
+    ),
+    "nothing but a width": (
+        {"condition_dim": 4},
+        "a site needs features, the number of channels, as in features=64",
+    ),
+}
+
+
+@pytest.mark.parametrize(("place", "message"), BAD_FIELDS.values(), ids=BAD_FIELDS)
+def test_a_field_that_no_site_has_is_told_with_the_nearest(place: dict[str, Any], message: str):
+    with pytest.raises(SiteError) as caught:
+        create("film", **place)
+    assert str(caught.value) == message
+
+
+def test_what_is_no_site_is_refused():
+    with pytest.raises(SiteError) as caught:
+        create("film", 64)  # type: ignore[arg-type]
+    assert str(caught.value) == "the place of a modulator is a Site; got 64"
+    for sites, came in (({"a": 64}, "'a': 64"), ({3: 4}, "3: 4")):
+        with pytest.raises(SiteError) as caught:
+            create_bank("film", sites)  # type: ignore[arg-type]
+        assert str(caught.value) == f"the sites of a bank are Sites by name; got {came}"
+
+
+@pytest.mark.parametrize("out_dim", [0, True, -3, 3.5])
+def test_an_encoder_s_width_is_a_positive_integer(out_dim: Any):
+    with pytest.raises(SiteError) as caught:
+        condmod.create_encoder("label(classes=3)", out_dim)
+    assert str(caught.value) == f"out_dim is a positive integer or None; got {out_dim!r}"
+
+
+def test_a_site_that_a_bank_has_not_is_told_with_the_nearest():
+    bank = create_bank("film", {"b.1": Site(4, 3), "b.2": Site(4, 3)})
+    assert "b.1" in bank
+    assert "b.99" not in bank
+    for name, mend in (("b.9", "; did you mean 'b.2'?"), ("zzz", "; it has b.1, b.2"), (3, "")):
+        with pytest.raises(KeyError) as caught:
+            bank[name]  # type: ignore[index]
+        assert isinstance(caught.value, condmod.CondmodError)
+        told = str(caught.value)
+        assert told.startswith(f"this bank of film has no site {name!r}{mend}")
+
+
+@pytest.mark.parametrize("name", ["_modules", "_parameters", "training", "keys", "forward"])
+def test_a_name_that_torch_keeps_for_itself_is_a_site_s_name_too(name: str):
+    bank = create_bank("film", {name: Site(4, 3)})
+    assert list(bank.generate(torch.ones(2, 3))) == [name]
+    assert bank[name].site.name == name

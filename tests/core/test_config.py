@@ -807,6 +807,10 @@ BAD_REGISTRATIONS = {
         lambda: condmod.Encoder,
         f"{condmod.Encoder!r} is no concrete Encoder with a `name`",
     ),
+    "a class without a name": (
+        lambda: _component(name=None),
+        f"<class '{__name__}.Own'> lacks a `name` of its own, as in name = 'acme.gate'",
+    ),
     "another class": (
         lambda: int,
         "<class 'int'> is no concrete Modulator or SublayerModulator with a `name`",
@@ -843,3 +847,26 @@ def test_what_is_no_concrete_component_is_not_registered(make: Any, message: str
 def test_a_component_that_subclasses_only_component_is_told_what_to_subclass():
     with pytest.raises(DefinitionError, match=r"; subclass Modulator$"):
         Registry([]).register(_component(condmod.Component, modulate=None))
+
+
+TOO_LONG = (
+    "tree: the text of these options is no spec: a spec has at most 4096 characters; got 6024"
+)
+
+
+def test_a_config_whose_text_is_no_spec_is_refused():
+    note = chr(0xE000) * 1000  # its escapes take six letters each
+    for spec in (f"tree(inputs={{}}, note='{note}')", {"name": "tree", "inputs": {}, "note": note}):
+        with pytest.raises(SpecError) as caught:
+            configure(spec)
+        assert str(caught.value).split("\n")[0] == TOO_LONG
+    with HERE.active(), pytest.raises(ValidationError, match=TOO_LONG):
+        TreeConfig(inputs={}, note=note)
+    short = configure({"name": "tree", "inputs": {}, "note": note[:600]})
+    assert configure(str(short)) == short
+
+
+def test_a_nested_config_whose_text_is_no_spec_is_told_where():
+    with pytest.raises(SpecError) as caught:
+        configure({"name": "tree", "inputs": {}, "inner": {"name": "leaf", "hidden": [1] * 2000}})
+    assert str(caught.value).startswith("leaf: the text of these options is no spec: a spec has")

@@ -1,12 +1,14 @@
 """The registry, on real third-party distributions: what is found, what fails, what is shut out."""
 
 import inspect
+import os
 import subprocess
 import sys
 import threading
 import types
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -590,3 +592,50 @@ def test_the_shipped_components_are_all_healthy():
     verdicts = Registry(entries).check()
     assert verdicts
     assert {name: text for name, text in verdicts.items() if text} == {}
+
+
+def test_unknown_names_scan_again_only_when_something_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Registry()
+    scans: list[str] = []
+    entry_points = metadata.entry_points
+
+    def counted(*, group: str) -> Any:
+        scans.append(group)
+        return entry_points(group=group)
+
+    monkeypatch.setattr(metadata, "entry_points", counted)
+    for _ in range(3):
+        with pytest.raises(UnknownNameError):
+            registry.load("nobody.gate")
+    assert scans == []
+    info = tmp_path / "late-1.0.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text("[condmod.modulators]\nlate.gate = late\n")
+    os.utime(tmp_path, ns=(1, 1))  # another time, however coarse the clock
+    assert registry.entry("late.gate").module == "late"
+    assert scans == ["condmod.modulators", "condmod.encoders"]
+
+
+def test_a_scan_never_shows_half_of_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Registry()
+    whole, seen, stop = registry.names(), set(), threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(len(registry.names()))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for time in range(20):
+        os.utime(tmp_path, ns=(time, time))
+        with pytest.raises(UnknownNameError):
+            registry.entry("nobody.gate")
+    stop.set()
+    reader.join()
+    assert seen == {len(whole)}

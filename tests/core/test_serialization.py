@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,11 @@ def test_a_new_checkpoint_replaces_the_one_before(folder: Path):
 
 def test_a_save_that_fails_leaves_the_one_before_and_no_debris(folder: Path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(TypeError):
+    with pytest.raises(CheckpointError) as caught:
         saved.save_checkpoint(folder, {"w": torch.ones(1)}, {"step": object()})
+    assert str(caught.value) == (
+        "a checkpoint's document is plain JSON data: Object of type object is not JSON serializable"
+    )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
@@ -270,3 +275,127 @@ def test_a_state_that_does_not_fit_leaves_the_module_as_it_was(
     assert str(caught.value) == f"the checkpoint does not fit the module: {message}"
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_document_without_finite_numbers_never_touches_the_disk(tmp_path: Path, loss: float):
+    with pytest.raises(CheckpointError, match=r"^a checkpoint's document is plain JSON data: Out"):
+        saved.save_checkpoint(tmp_path / "deep" / "c", {}, {"loss": loss})
+    assert not list(tmp_path.iterdir())
+
+
+class _KilledError(BaseException):
+    """The process ends here: nothing that would tidy up runs any more."""
+
+
+def _killed_between_the_renames(folder: Path) -> None:
+    """Leave what a kill between the two renames of a save leaves."""
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+    half = folder.with_name(f".{folder.name}.new")
+    half.mkdir()
+    (half / "tensors.safetensors").write_text("half")
+
+
+def test_the_only_good_checkpoint_survives_a_kill_between_the_renames(folder: Path):
+    _killed_between_the_renames(folder)
+    assert saved.load_checkpoint(folder).document["step"] == 3
+    assert folder.is_dir()
+
+
+def test_a_save_after_a_kill_that_fails_too_keeps_the_only_good_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _killed_between_the_renames(folder)
+
+    def full(*args: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(saved, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        saved.save_checkpoint(folder, {"w": torch.ones(1)}, {"step": 4})
+    assert saved.load_checkpoint(folder).document["step"] == 3
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_save_after_a_kill_replaces_what_was_there_and_leaves_no_debris(folder: Path):
+    _killed_between_the_renames(folder)
+    saved.save_checkpoint(folder, {"w": torch.ones(1)}, {"step": 4})
+    assert saved.load_checkpoint(folder).document["step"] == 4
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_at_every_step_of_a_save_a_whole_checkpoint_stands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Kill a save at its n-th step, for every n; each time the next load finds a whole one."""
+    steps = {"left": 0}
+
+    def killing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if steps["left"] <= 0:
+                raise _KilledError
+            steps["left"] -= 1
+            return function(*args, **kwargs)
+
+        return step
+
+    done, killed = False, 0
+    while not done:
+        steps["left"] = killed
+        with monkeypatch.context() as patch:
+            for owner, name in (
+                (saved, "save_file"),
+                (saved.os, "fsync"),
+                (saved.shutil, "rmtree"),
+                (Path, "rename"),
+                (Path, "mkdir"),
+                (Path, "write_text"),
+            ):
+                patch.setattr(owner, name, killing(getattr(owner, name)))
+            try:
+                saved.save_checkpoint(folder, {"w": torch.ones(1)}, {"step": 4})
+                done = True
+            except _KilledError:
+                killed += 1
+        assert saved.load_checkpoint(folder).document["step"] in {3, 4}
+    assert killed > 8
+    assert saved.load_checkpoint(folder).document["step"] == 4
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_former_checkpoint_is_read_where_nothing_can_be_renamed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _killed_between_the_renames(folder)
+
+    def read_only(self: Path, target: Any) -> Path:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "rename", read_only)
+    assert saved.load_checkpoint(folder).document["step"] == 3
+
+
+def test_a_full_disk_is_an_oserror_and_the_one_before_stays(folder: Path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"^cannot write .*tensors\.safetensors: .*too large"):
+            saved.save_checkpoint(folder, {"w": torch.ones(100_000)}, {"step": 4})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, former)
+    assert saved.load_checkpoint(folder).document["step"] == 3
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_module_without_memory_is_refused(folder: Path):
+    with torch.device("meta"):
+        empty = nn.Linear(3, 4)
+    with pytest.raises(CheckpointError) as caught:
+        saved.load_state(empty, {"weight": torch.ones(4, 3), "bias": torch.ones(4)})
+    assert str(caught.value) == (
+        "the checkpoint does not fit the module: "
+        "bias is on the meta device; call to_empty(device=...) first; "
+        "weight is on the meta device; call to_empty(device=...) first"
+    )

@@ -300,6 +300,77 @@ def test_no_depth_of_nesting_escapes_the_error_tree(sign: str, count: int):
         parse(text)
 
 
+WARNED = {
+    "a word behind a number": (
+        "f(a=0x1for b)",
+        "this is not a spec: invalid decimal literal\n  f(a=0x1for b)\n         ^",
+    ),
+    "a word behind a point": (
+        "f(a=1.if b else 2)",
+        "this is not a spec: invalid decimal literal\n  f(a=1.if b else 2)\n       ^",
+    ),
+    "an unknown escape": (
+        r"f(a='ü\d')",
+        "this is not a spec: invalid escape sequence '\\d'\n  f(a='ü\\d')\n        ^^",
+    ),
+    "an octal escape past a byte": (
+        r"f(a='\477')",
+        "this is not a spec: invalid escape sequence '\\4'\n  f(a='\\477')\n       ^^",
+    ),
+    "an escape of text in bytes": (
+        r"f(a=b'\N')",
+        "this is not a spec: invalid escape sequence '\\N'\n  f(a=b'\\N')\n        ^^",
+    ),
+    "formatted text that warns": (
+        "f(a=f'{1if x else 2}')",
+        "text is written as 'x' or r'x'\n  f(a=f'{1if x else 2}')\n      ^^",
+    ),
+    "an escape behind a comment": (
+        "f(a=1, # it's r'\n  b='\\d')",
+        "this is not a spec: invalid escape sequence '\\d'\n    b='\\d')\n       ^^",
+    ),
+    "an escape in three quotes": (
+        "f(a='''it's\n\\d''')",
+        "this is not a spec: invalid escape sequence '\\d'\n  \\d''')\n  ^^",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WARNED.values(), ids=WARNED)
+def test_what_python_reads_with_a_warning_is_an_error(text: str, message: str):
+    with pytest.raises(SpecError) as caught:
+        parse(text)
+    assert str(caught.value) == message
+
+
+NOT_WARNED = {
+    "numbers next to names": ("f(a2=0x1F, b=1_0.5e+3, c=.5, d=5., e=1e5)", 31),
+    "every escape": (
+        r"f(a2='\\\'\"\a\b\f\n\r\t\v\0\47\377\x41\u00e9\U0001F600\N{DIGIT ONE}')",
+        None,
+    ),
+    "a raw backslash": (r"f(a2=r'\d', b=R'\'')", r"\d"),
+    "a comment": ("f(a2=1) # it's 1if \\d", 1),
+    "a line that goes on": ("f(a2=\\\n1)", 1),
+}
+
+
+@pytest.mark.parametrize(("text", "value"), NOT_WARNED.values(), ids=NOT_WARNED)
+def test_what_python_reads_without_a_warning_parses(text: str, value: object):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        options = parse(text).options
+    assert value is None or options["a2"] == value
+
+
+def test_parsing_never_touches_the_warning_filters(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(warnings, "catch_warnings", None)
+    monkeypatch.setattr(warnings, "simplefilter", None)
+    assert parse(r"f(a='\n', b2=1)").options["a"] == "\n"
+    with pytest.raises(SpecError):
+        parse(r"f(a='\d')")
+
+
 def test_a_text_of_the_greatest_length_parses():
     assert parse("x" * MAX_LENGTH) == Spec("x" * MAX_LENGTH)
 
