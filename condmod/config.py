@@ -134,7 +134,7 @@ class ComponentConfig(BaseModel):
         try:
             return handler(data)  # type: ignore[no-any-return]
         except ValidationError as error:
-            mistakes = _by_place(error.errors(include_url=False), data)
+            mistakes = _by_place(_unless_misspelt(error.errors(include_url=False)), data)
             details = [cls._restated(place, items) for place, items in mistakes.items()]
             raise ValidationError.from_exception_data(cls.component_name(), details) from None
 
@@ -231,6 +231,20 @@ def _point(message: str, loc: Path, root: Spec, *, of_key: bool) -> str:
     if source is not None:
         return f"{message}\n{source.point(reached, key=of_key)}"
     return f"{message}\n  at {'.'.join(map(str, loc))}" if len(loc) > 1 else message
+
+
+def _unless_misspelt(errors: Sequence[Any]) -> list[Any]:
+    """Errors without the options that are missing because their names are misspelt."""
+    unknown = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
+    return [
+        error
+        for error in errors
+        if error["type"] != "missing"
+        or not any(
+            loc[:-1] == error["loc"][:-1] and nearest(str(loc[-1]), [str(error["loc"][-1])])
+            for loc in unknown
+        )
+    ]
 
 
 def _by_place(errors: Sequence[Any], data: Any) -> dict[Path, list[Any]]:

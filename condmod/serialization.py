@@ -64,6 +64,7 @@ def save_checkpoint(
         aside.mkdir()
         _write_tensors(tensors, aside / TENSORS)
         (aside / DOCUMENT).write_text(text + "\n", encoding="utf-8")
+        shutil.copymode(aside / DOCUMENT, aside / TENSORS)  # safetensors writes for the owner alone
         for path in (aside / TENSORS, aside / DOCUMENT, aside):
             _sync(path)
         if target.exists():

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from condmod import __version__
 from condmod.cli import commands
 from condmod.cli.third_party import OWN, brought, lacking, load_or_tell
 from condmod.errors import CondmodError
-
-HELP = "Condition any network on any signal, each mechanism chosen by one short string."
 
 
 class CommandGroup(TyperGroup):
@@ -48,7 +49,13 @@ class CommandGroup(TyperGroup):
             raise SystemExit(1) from None
 
 
-app = typer.Typer(cls=CommandGroup, help=HELP, no_args_is_help=True, add_completion=False)
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"condmod {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False)
 for _function, _name in (
     (commands.list_, "list"),
     (commands.show, "show"),
@@ -60,12 +67,29 @@ for _function, _name in (
     app.command(_name)(_function)
 
 
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say the version.")
+    ] = False,
+) -> None:
+    """Condition any network on any signal, each mechanism chosen by one short string."""
+    del version  # its callback has answered
+
+
 def main() -> None:
     """The console script; a reader that stops reading, as `head` does, ends it quietly."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an equation may hold what a locale lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit("error: the output cannot be written: no space left")
     finally:
         _close_quietly()
 
@@ -76,6 +100,6 @@ def _close_quietly() -> None:
         try:
             if stream is not None:
                 stream.flush()
-        except BrokenPipeError:
+        except OSError:
             assert stream is not None
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from condmod import (
+    CondmodError,
     Modulator,
     Signal,
     SiteError,
@@ -113,11 +114,22 @@ def build(config: TrainConfig) -> DigitNet:
         CondmodError: an encoder or modulator does not fit; says which place and why.
     """
     net = DigitNet(config).eval()
+    try:
+        _try_out(net)
+    except CondmodError as error:
+        raise SiteError(
+            f"{config.encoder} does not fit the digits: as the config's encoder it is given "
+            f"{{'time': times (B,), 'label': classes (B,) from 0 to {CLASSES - 1}, some of them "
+            f"absent}}: {error}"
+        ) from None
+    return net
+
+
+def _try_out(net: DigitNet) -> None:
     place = torch.arange(2 * CLASSES)  # every class once with its label and once without
     with torch.no_grad():
         images = torch.zeros(len(place), 1, SIDE, SIDE)
         net(images, place / len(place), place % CLASSES, place < CLASSES)
-    return net
 
 
 def _modulator(config: TrainConfig, place: str) -> AnyModulator:

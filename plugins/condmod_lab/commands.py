@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,7 +89,8 @@ def sample(
     from condmod_lab import workflow
     from condmod_lab.run_folder import RunFolder
 
-    drawn = workflow.sample(RunFolder(run), label, count=count, seed=seed, guidance=guidance)
+    with _memory():
+        drawn = workflow.sample(RunFolder(run), label, count=count, seed=seed, guidance=guidance)
     if json:
         _print_json(
             {
@@ -100,7 +103,7 @@ def sample(
         )
     else:
         typer.echo(
-            f"drew {count} digits of class {label}; the classifier reads "
+            f"drew {count} digit{'s' * (count != 1)} of class {label}; the classifier reads "
             f"{drawn.read_as_label:.1%} of them as {label}\n"
             f"  picture  {drawn.picture}\n  tensors  {drawn.tensors}"
         )
@@ -111,13 +114,30 @@ def _run(config: TrainConfig, *, overwrite: bool, as_json: bool) -> None:
 
     from condmod_lab import workflow
 
-    metrics = workflow.run(config, Console(stderr=True), overwrite=overwrite)
+    with _memory():
+        metrics = workflow.run(config, Console(stderr=True), overwrite=overwrite)
     if not metrics:
         return
     if as_json:
         _print_json({"output": config.output, **metrics})
     else:
         typer.echo(_summary(metrics, config.output))
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Tell that the machine has too little memory as a user's error."""
+    from condmod_lab.errors import OutOfMemoryError
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            "not enough memory for this run; lower backbone.channels, training.batch, "
+            f"sampling.samples or the modulator's hidden widths ({str(error).splitlines()[0]:.100})"
+        ) from None
 
 
 def _summary(metrics: dict[str, Any], output: str) -> str:

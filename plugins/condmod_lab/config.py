@@ -92,7 +92,7 @@ class TrainConfig(Section):
     """The encoder of {'time': ..., 'label': ...}, the condition of every modulator."""
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     """Decides every random draw of a run."""
-    output: Annotated[str, Field(min_length=1)] = "runs/digits"
+    output: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")] = "runs/digits"
     """The run folder."""
     backbone: BackboneConfig = BackboneConfig()
     training: TrainingConfig = TrainingConfig()

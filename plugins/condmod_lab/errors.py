@@ -17,3 +17,7 @@ class RunFolderExistsError(RunFolderError, FileExistsError):
 
 class DivergedError(CondmodError, ArithmeticError):
     """The loss or its gradient is no longer a finite number."""
+
+
+class OutOfMemoryError(CondmodError, MemoryError):
+    """A run is larger than the machine's memory."""

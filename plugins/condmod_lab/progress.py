@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 _LINES = 10
 _SECONDS_BETWEEN_LINES = 15.0
+_WIDTH_FOR_A_BAR = 60
 
 
 class Tracker(AbstractContextManager["Tracker"], Protocol):
@@ -41,7 +42,7 @@ class Pace:
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         rate = done / max(time.monotonic() - self.started, 1e-9)
         minutes, seconds = divmod(math.ceil((self.total - done) / rate), 60)
-        return f"loss {self.loss:.3f}  {rate:.1f} steps/s  {minutes}:{seconds:02d} left"
+        return f"loss {self.loss:.4g}  {rate:.1f} steps/s  {minutes}:{seconds:02d} left"
 
 
 class Bar:
@@ -50,8 +51,7 @@ class Bar:
     def __init__(self, total: int, console: Console) -> None:
         self._pace = Pace(total)
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
+            *([BarColumn(bar_width=None)] if console.width >= _WIDTH_FOR_A_BAR else []),
             TaskProgressColumn(),
             TextColumn("{task.fields[state]}"),
             console=console,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor
 
 from condmod import CheckpointError, SpecError
@@ -32,7 +35,7 @@ _OURS: Final = frozenset(
         "samples.safetensors",
     }
 )
-_UNFINISHED: Final = ".checkpoint."
+_UNFINISHED: Final = (".checkpoint.", ".config.yaml.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,9 @@ class RunFolder:
                 pass
             for entry in entries:
                 _remove(entry)
-            (self.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+            aside = self.path / ".config.yaml.new"  # never an empty config that nobody owns
+            aside.write_text(config.to_yaml(), encoding="utf-8")
+            aside.replace(self.path / "config.yaml")
         except RunFolderError:
             raise
         except FileExistsError:
@@ -133,7 +138,24 @@ class RunFolder:
     def save(self, net: DigitNet, config: TrainConfig, step: int) -> None:
         """Write a checkpoint of the network in place of the last one."""
         document = {"kind": KIND, "step": step, "config": config.model_dump(mode="json")}
-        save_checkpoint(self.checkpoint, net.state_dict(), document)
+        with writing(self.checkpoint):
+            save_checkpoint(self.checkpoint, net.state_dict(), document)
+
+    def _compare(self, config: TrainConfig, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse tensors that are not the config's, before that network takes any memory."""
+        with torch.device("meta"):
+            wanted = DigitNet(config).state_dict()
+        shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+        wrong = sorted(
+            name
+            for name in shapes.keys() | tensors.keys()
+            if name not in tensors or shapes.get(name) != tuple(tensors[name].shape)
+        )
+        if wrong:
+            raise CheckpointError(
+                f"{self.checkpoint} does not fit its own config: {len(wrong)} tensors are missing, "
+                f"unexpected or of another shape, such as {wrong[0]}"
+            )
 
     def load(self) -> Trained:
         """Read the last checkpoint.
@@ -149,23 +171,45 @@ class RunFolder:
             )
         try:
             config, step = make_config(found.document["config"]), int(found.document["step"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
-                f"{self.checkpoint} holds no readable config and step: {error}"
+                f"{self.checkpoint} holds no readable config and step: "
+                f"{type(error).__name__}: {error}"
             ) from None
+        self._compare(config, found.tensors)
         net = build(config)
         load_state(net, found.tensors)
         return Trained(net, config, step)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell what could not be written, and why, as a user's error.
+
+    Raises:
+        RunFolderError: in place of any OSError that the body raises.
+    """
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunFolderError(f"cannot write {path}: {reason}") from None
+
+
 def save_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a document for people and programs to read."""
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    with writing(path):
+        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def save_images(path: Path, images: Tensor, labels: Tensor) -> None:
     """Write images (B, 1, 8, 8) from -1 to 1 with their labels (B,)."""
-    save_file({"images": images.contiguous(), "labels": labels.contiguous()}, path)
+    with writing(path):
+        aside = path.with_name(f".{path.name}.new")  # whoever has the old file mapped keeps it
+        aside.write_bytes(save({"images": images.contiguous(), "labels": labels.contiguous()}))
+        aside.replace(path)
 
 
 def _remove(entry: Path) -> None:

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 from condmod_lab.backbone import DigitNet, build
 from condmod_lab.config import TrainConfig
 from condmod_lab.data import Digits
-from condmod_lab.errors import ConfigError, DivergedError
+from condmod_lab.errors import ConfigError, DivergedError, RunFolderError
 from condmod_lab.flow import flow_loss
 from condmod_lab.progress import track
-from condmod_lab.run_folder import RunFolder
+from condmod_lab.run_folder import RunFolder, writing
 
 
 def make_accelerator() -> Accelerator:
@@ -70,18 +70,28 @@ def train(
     if accelerator.is_main_process:
         folder.claim(config, overwrite=overwrite)
     accelerator.wait_for_everyone()
+    _tell(console, f"training {config.modulator}, {config.training.steps} steps, in {folder.path}")
     try:
-        loop.run(console)
+        with writing(folder.path):
+            loop.run(console)
     except KeyboardInterrupt:
         if accelerator.is_main_process:
-            loop.save()
-            console.print(
-                f"interrupted: the checkpoint of step {loop.done} is in {folder.checkpoint}",
-                soft_wrap=True,
-                highlight=False,
-            )
+            _tell(console, _kept(loop, folder))
         raise
     return loop.averaged
+
+
+def _kept(loop: _Loop, folder: RunFolder) -> str:
+    """Save what an interrupted run has learned, and say where it is."""
+    try:
+        loop.save()
+    except RunFolderError as error:
+        return f"interrupted: the checkpoint of step {loop.done} could not be kept: {error}"
+    return f"interrupted: the checkpoint of step {loop.done} is in {folder.checkpoint}"
+
+
+def _tell(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 class _Loop:

@@ -15,10 +15,10 @@ from condmod import ConditionError
 from condmod_lab import report
 from condmod_lab.backbone import DigitNet
 from condmod_lab.config import SamplingConfig, TrainConfig
-from condmod_lab.data import CLASSES, SIDE, load_digits
+from condmod_lab.data import CLASSES, SIDE, Split, load_digits
 from condmod_lab.flow import draw
 from condmod_lab.metrics import Judge
-from condmod_lab.run_folder import RunFolder, save_images, save_json
+from condmod_lab.run_folder import RunFolder, save_images, save_json, writing
 from condmod_lab.training import make_accelerator, train
 
 _CHUNK = 1000
@@ -62,15 +62,22 @@ def run(config: TrainConfig, console: Console, *, overwrite: bool = False) -> di
     }
     save_json(folder.path / "metrics.json", metrics)
     save_images(folder.path / "samples.safetensors", images, labels)
+    with writing(folder.path):
+        _draw_report(folder, split, images, labels, metrics)
+    return metrics
+
+
+def _draw_report(
+    folder: RunFolder, split: Split, images: Tensor, labels: Tensor, metrics: dict[str, Any]
+) -> None:
     report.draw_samples(
         folder.path / "samples.png",
         [images[labels == label] for label in range(CLASSES)],
         [split.held_out.of_class(label) for label in range(CLASSES)],
-        f"conditioned by {config.modulator}; the first drawn of each class, none chosen; "
+        f"conditioned by {metrics['modulator']}; the first drawn of each class, none chosen; "
         f"{metrics['conditional_accuracy']:.1%} of {len(images)} are read as asked",
     )
     report.draw_loss(folder.path / "loss.png", folder.log)
-    return metrics
 
 
 def draw_digits(
@@ -145,7 +152,8 @@ def sample(
     images = draw_digits(trained.net, labels, sampling, seed=seed)
     picture = folder.drawn(f"label-{label}.png")
     tensors = picture.with_suffix(".safetensors")
-    report.draw_grid(picture, images, f"{label} as drawn by {folder.path.name}")
+    with writing(picture):
+        report.draw_grid(picture, images, f"{label} as drawn by {folder.path.name}")
     save_images(tensors, images, labels)
     accuracy = Judge(load_digits()).accuracy(images, labels)
     return Drawn(picture, tensors, count, accuracy)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import os
 import subprocess
 import sys
 
@@ -345,3 +346,31 @@ def test_validate_reads_json_as_json(tmp_path):
         1,
         f"error: '{path}', line 2, column 11: Expecting value\n",
     )
+
+
+def test_a_misspelt_required_option_is_one_error():
+    done = run("validate", "label(clases=3)")
+    assert done.stderr == (
+        "error: label has no option 'clases'; did you mean 'classes'?\n"
+        "  label(clases=3)\n"
+        "        ^^^^^^\n"
+    )
+
+
+def test_version():
+    assert run("--version").stdout == "condmod 0.1.0\n"
+
+
+def test_a_locale_without_greek_shows_escapes():
+    done = run(
+        "show", "film", env={**os.environ, "PYTHONIOENCODING": "latin-1"}, encoding="latin-1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\\u03b3" in done.stdout
+
+
+def test_an_output_that_is_full_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*CONDMOD, "list"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr

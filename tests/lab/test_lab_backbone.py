@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import condmod
+from condmod import SiteError
 from condmod_lab.backbone import build
-from condmod_lab.config import TrainConfig
+from condmod_lab.config import TrainConfig, make_config
 
 Tiny = Callable[..., TrainConfig]
 
@@ -89,3 +90,21 @@ def test_an_encoder_that_does_not_fit_shows_before_training(
 ) -> None:
     with pytest.raises(condmod.CondmodError, match=words):
         build(tiny(encoder=encoder))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "reason"),
+    [
+        ("timestep", "timestep takes one tensor, without an index; got dict"),
+        (
+            "fuse(inputs={'time': timestep})",
+            "fuse takes a mapping with the keys ['time']; missing [], surplus ['label']",
+        ),
+    ],
+)
+def test_an_encoder_that_does_not_fit_is_told_what_it_is_given(encoder: str, reason: str) -> None:
+    with pytest.raises(SiteError) as caught:
+        build(make_config({"encoder": encoder}))
+    text = str(caught.value)
+    assert "as the config's encoder it is given {'time': times (B,), 'label': classes" in text
+    assert text.endswith(reason)

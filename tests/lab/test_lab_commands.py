@@ -104,7 +104,9 @@ def test_train_prints_figures_beside_their_goals(
     assert re.search(r"conditional_accuracy +0\.\d+ +goal >= 0\.95 +missed", out)
     assert "conditioned by dense_film" in out
     assert f"look at {tmp_path / 'run'}/samples.png" in out
-    assert err.startswith("step 1/6  loss ")
+    first, second = err.splitlines()[:2]
+    assert first == f"training dense_film, 6 steps, in {tmp_path / 'run'}"
+    assert second.startswith("step 1/6  loss ")
 
 
 def test_train_prints_json_alone_on_stdout(

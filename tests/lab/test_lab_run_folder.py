@@ -1,5 +1,7 @@
 """A run folder is overwritten only when asked, and never when it is somebody else's."""
 
+import errno
+import json
 import os
 import re
 from collections.abc import Callable
@@ -149,5 +151,37 @@ def test_a_checkpoint_whose_config_was_tampered_with_is_a_clear_error(
         finished.load()
     other = tiny("backbone.channels=16").model_dump(mode="json")
     save_checkpoint(finished.checkpoint, tensors, {**document, "config": other})
-    with pytest.raises(CheckpointError, match="does not fit the module"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit its own config: \d+ tensors are missing"
+    ):
         finished.load()
+
+
+def test_a_disk_that_is_full_is_a_clear_error_and_keeps_the_last_checkpoint(
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = finished.load().step
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("condmod_lab.run_folder.save_checkpoint", full)
+    trained = finished.load()
+    with pytest.raises(RunFolderError) as caught:
+        finished.save(trained.net, trained.config, step + 1)
+    assert str(caught.value) == f"cannot write {finished.checkpoint}: No space left on device"
+    assert finished.load().step == step
+
+
+def test_a_checkpoint_with_an_endless_step_is_a_clear_error(finished: RunFolder) -> None:
+    path = finished.checkpoint / "checkpoint.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "step": float("inf")}))
+    with pytest.raises(CheckpointError):
+        finished.load()
+
+
+def test_what_a_run_writes_can_be_read_by_others_as_the_umask_says(finished: RunFolder) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in finished.path.rglob("*.*")}
+    plain = modes["config.yaml"]
+    assert {name: mode for name, mode in modes.items() if mode != plain and "." in name[1:]} == {}

@@ -168,10 +168,11 @@ def test_a_run_folder_that_exists_is_refused_before_training(tiny: Tiny, console
 def test_without_a_terminal_progress_is_plain_lines(tiny: Tiny, console: Console) -> None:
     start(tiny("training.steps=20"), console)
     lines = console.file.getvalue().splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
+    assert lines[0].startswith("training dense_film, 20 steps, in ")
     assert lines[-1].startswith("step 20/20  loss ")
     assert lines[-1].endswith("0:00 left")
-    assert "steps/s" in lines[0]
+    assert "steps/s" in lines[1]
     assert "\x1b" not in console.file.getvalue()
 
 
