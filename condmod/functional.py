@@ -113,7 +113,8 @@ def featurewise_affine(
     wide = _wide(x, where)
     scale, shift = (align(x, leaf, channel_dim, where=where).to(wide) for leaf in modulation)
     factor = _multiplier(form, scale)
-    return torch.addcmul(shift, x.to(wide), factor + 1 if residual else factor).to(x.dtype)
+    y = torch.addcmul(shift, x.to(wide), factor + 1 if residual else factor)
+    return in_layout_of(x, y.to(x.dtype))
 
 
 def gated_residual(
@@ -139,7 +140,7 @@ def gated_residual(
         )
     wide = _wide(x, where)
     gate = align(x, gate, channel_dim, where=where).to(wide)
-    return torch.addcmul(x.to(wide), y.to(wide), gate).to(x.dtype)
+    return in_layout_of(x, torch.addcmul(x.to(wide), y.to(wide), gate).to(x.dtype))
 
 
 def add_shift(
@@ -151,7 +152,8 @@ def add_shift(
         ShapeError: the shift is neither global nor aligned to x, or x is not floating.
     """
     wide = _wide(x, where)
-    return (x.to(wide) + align(x, shift, channel_dim, where=where).to(wide)).to(x.dtype)
+    y = x.to(wide) + align(x, shift, channel_dim, where=where).to(wide)
+    return in_layout_of(x, y.to(x.dtype))
 
 
 def layer_norm(x: Tensor, channel_dim: int = -1, eps: float = 1e-6) -> Tensor:

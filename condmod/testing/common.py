@@ -167,14 +167,17 @@ def check_compile(module: nn.Module, call: Call, backend: str = "aot_eager") -> 
             assert torch.allclose(eager, traced, atol=1e-4, rtol=1e-4), "compiled gradients differ"
 
 
-def count_graphs(call: Callable[..., Any], runs: Iterable[tuple[Any, ...]]) -> int:
-    """How many graphs one compiled function needs for several arguments."""
+def count_graphs(call: Callable[..., Any], *groups: Iterable[tuple[Any, ...]]) -> list[int]:
+    """How many graphs one compiled function has made after each group of arguments."""
     torch.compiler.reset()
     counter = CompileCounter()
     compiled = torch.compile(call, fullgraph=True, backend=counter)
-    for arguments in runs:
-        compiled(*arguments)
-    return int(counter.frame_count)
+    counts = []
+    for group in groups:
+        for arguments in group:
+            compiled(*arguments)
+        counts.append(int(counter.frame_count))
+    return counts
 
 
 def check_meta(build: Callable[[], nn.Module], seed: int, call: Call) -> None:

@@ -129,6 +129,8 @@ class Fuse(condmod.Encoder[FuseConfig]):
             signals = self._dropped(signals, keep)
         encoded = {name: encoder(signals[name]) for name, encoder in self._encoders().items()}
         parts, mask = _placed(encoded)
+        # an encoder without parameters may not know the dtype of the layers behind it
+        parts = {name: part.to(self.dtype) for name, part in parts.items()}
         fused = self.proj(self.hidden(self._fused(parts)))
         return fused if mask is None else condmod.Signal(fused, mask)
 

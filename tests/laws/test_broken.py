@@ -159,6 +159,10 @@ def modulate_breaks_graph(self, x, modulation):
     return affine(x, modulation) * (2 if float(x.detach().sum()) > 1e9 else 1)
 
 
+def modulate_by_name(self, x, modulation):
+    return affine(x, modulation) * (2 if self.site.name == "nowhere" else 1)
+
+
 hidden = {}
 
 
@@ -222,6 +226,7 @@ BROKEN = {
     "gradcheck": {"modulate": modulate_wrong_gradient},
     "precision": {"modulate": modulate_half},
     "compiled": {"modulate": modulate_breaks_graph},
+    "recompiles": {"modulate": modulate_by_name},
     "exported": {"modulate": modulate_breaks_graph},
     "copies": {"modulate": modulate_from_hidden_state, "prepared": prepared_hides_state},
     "functional_call": {
@@ -237,10 +242,9 @@ BROKEN = {
 }
 
 
-def test_the_unbroken_modulator_keeps_every_law():
-    case = case_of(good())
-    for law in MODULATOR_LAWS.values():
-        law(case)
+@pytest.mark.parametrize("law", MODULATOR_LAWS)
+def test_the_unbroken_modulator_keeps_every_law(law):
+    MODULATOR_LAWS[law](case_of(good()))
 
 
 def test_every_law_has_a_modulator_that_breaks_it():

@@ -133,6 +133,11 @@ def encode_breaks_graph(self, signal):
     return out * (2 if float(out.detach().sum()) > 1e9 else 1)
 
 
+def encode_by_batch(self, signal):
+    out = encode(self, signal)
+    return out * {1: 1.0, 2: 1.0}.get(int(out.shape[0]), 1.0)
+
+
 hidden = {}
 
 
@@ -169,6 +174,7 @@ BROKEN = {
     "gradcheck": {"encode": encode_wrong_gradient},
     "precision": {"encode": encode_large_numbers_in_the_modules_dtype},
     "compiled": {"encode": encode_breaks_graph},
+    "recompiles": {"encode": encode_by_batch},
     "exported": {"encode": encode_breaks_graph},
     "copies": {"encode": encode_from_hidden_state, "prepared": prepared_hides_state},
     "functional_call": {"encode": encode_from_hidden_weight, "prepared": prepared_hides_state},
@@ -177,10 +183,9 @@ BROKEN = {
 }
 
 
-def test_the_unbroken_encoder_keeps_every_law():
-    case = case_of(good())
-    for law in ENCODER_LAWS.values():
-        law(case)
+@pytest.mark.parametrize("law", ENCODER_LAWS)
+def test_the_unbroken_encoder_keeps_every_law(law):
+    ENCODER_LAWS[law](case_of(good()))
 
 
 def test_every_law_has_an_encoder_that_breaks_it():
@@ -193,3 +198,102 @@ def test_a_law_catches_the_encoder_that_breaks_it(law):
     with pytest.raises((AssertionError, pytest.fail.Exception, RuntimeError)) as caught:
         ENCODER_LAWS[law](case)
     assert "no component is called" not in str(caught.value)
+
+
+# --- further ways to break a law -------------------------------------------------------------
+
+
+def prepared_dead(self):
+    self.dead = nn.Parameter(torch.ones(2))
+
+
+def encode_dead(self, signal):
+    return encode(self, signal) + 0 * self.dead.sum()
+
+
+def prepared_buffer(self):
+    self.register_buffer("mean", torch.full((3,), 0.5))
+
+
+def prepared_hidden_buffer(self):
+    self.register_buffer("mean", torch.full((3,), 0.5), persistent=False)
+
+
+def encode_centred(self, signal):
+    return self.proj(signal.value.to(self.proj.weight.dtype) - self.mean)
+
+
+def encode_float32(self, signal):
+    return nn.functional.linear(
+        signal.value.float(), self.proj.weight.float(), self.proj.bias.float()
+    ).to(self.out)
+
+
+def to_float32(self):
+    self.out = torch.float32
+
+
+FURTHER = {
+    "a parameter times zero": ("gradients", {"prepared": prepared_dead, "encode": encode_dead}),
+    "a buffer filled once": ("reset", {"prepared": prepared_buffer, "encode": encode_centred}),
+    "a buffer lost on meta": (
+        "meta",
+        {"prepared": prepared_hidden_buffer, "encode": encode_centred},
+    ),
+    "float32 whatever the parameters": (
+        "functional_call",
+        {"prepared": to_float32, "encode": encode_float32},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FURTHER)
+def test_a_law_catches(what):
+    law, changes = FURTHER[what]
+    with pytest.raises(AssertionError):
+        ENCODER_LAWS[law](case_of(good(**changes)))
+
+
+class Sinusoid(NullableConfig):
+    """No options but a null."""
+
+
+class BrokenSinusoid(Encoder):
+    """Angles in the dtype of the parameters, which cannot tell 937 from 936 in bfloat16."""
+
+    name = "test.sinusoid"
+    Config = Sinusoid
+    wide = False
+
+    def __init__(self, config, out_dim):
+        super().__init__(config, out_dim or 6)
+        self.proj = blank_linear(6, self.out_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        self.proj.reset_parameters()
+        self.reset_null()
+
+    def encode(self, signal):
+        dtype = self.proj.weight.dtype
+        time = signal.value.to(torch.promote_types(dtype, torch.float32) if self.wide else dtype)
+        angle = time[..., None] * 100.0 ** (-torch.arange(3) / 3).to(time.dtype)
+        return self.proj(torch.cat([angle.cos(), angle.sin()], -1).to(dtype))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+@pytest.mark.parametrize("wide", [True, False])
+def test_precision_brings_large_times_itself(monkeypatch, wide, kind):
+    monkeypatch.setattr(BrokenSinusoid, "wide", wide)
+    registry = Registry([])
+    registry.register(BrokenSinusoid)
+
+    def small_times(batch, positions, dtype):
+        return torch.arange(batch).to(kind) / 1 if kind.is_floating_point else torch.arange(batch)
+
+    case = EncoderCase("test.sinusoid", small_times, naive, registry=registry)
+    if wide:
+        ENCODER_LAWS["precision"](case)
+    else:
+        with pytest.raises(AssertionError, match="in a bfloat16 module"):
+            ENCODER_LAWS["precision"](case)

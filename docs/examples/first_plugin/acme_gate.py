@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ class GateConfig(condmod.ModulatorConfig):
 
 
 class Open(NamedTuple):
-    """How far each channel is open, (B, C) or (B, *positions, C)."""
+    """How far each channel is open, before σ: (B, C) or (B, *positions, C)."""
 
     gate: Tensor
 
@@ -53,13 +54,14 @@ class Gate(condmod.Modulator[GateConfig, Open]):
         nn.init.constant_(self.proj.bias, math.log(start / (1 - start)))
 
     def generate(self, condition: condmod.Condition) -> Open:
-        """The gate, from the condition alone."""
-        return Open(self.proj(self.accept(condition)).sigmoid())
+        """W·c + b, from the condition alone."""
+        return Open(self.proj(self.accept(condition)))
 
     def modulate(self, x: Tensor, modulation: Open) -> Tensor:
-        """Gate times features."""
+        """Gate times features; in float32 at least, for bfloat16 loses small changes of σ."""
         gate = align(x, modulation.gate, self.site.channel_dim, where=self.where)
-        return x * gate.to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return (x.to(wide) * gate.to(wide).sigmoid()).to(x.dtype)
 
 
 @condmod.hookimpl
