@@ -42,7 +42,7 @@ class Pace:
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         rate = done / max(time.monotonic() - self.started, 1e-9)
         minutes, seconds = divmod(math.ceil((self.total - done) / rate), 60)
-        return f"loss {self.loss:.4g}  {rate:.1f} steps/s  {minutes}:{seconds:02d} left"
+        return f"loss {self.loss:.3g}  {rate:.1f} steps/s  {minutes}:{seconds:02d} left"
 
 
 class Bar:
