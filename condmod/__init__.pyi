@@ -14,7 +14,7 @@ from condmod.build import (
     list_modulators,
     register,
 )
-from condmod.component import Component, Condition, Signal, Site
+from condmod.component import Component
 from condmod.config import (
     ComponentConfig,
     EncoderConfig,
@@ -43,6 +43,7 @@ from condmod.modulator import Modulator, Sublayer, SublayerModulator
 from condmod.owned import generate_owned, modulate_owned
 from condmod.parsing import parse
 from condmod.registry import Registry
+from condmod.site import Condition, Signal, Site
 from condmod.spec import FrozenMapping, Spec
 
 __version__: str

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from condmod.component import Component, Condition, Site
+from condmod.component import Component
 from condmod.config import ModulatorConfig
 from condmod.errors import SiteError
+from condmod.site import Condition, Site
 from condmod.spec import nearest
 
 _RESERVED = frozenset(dir(nn.ModuleDict()))

@@ -1,4 +1,4 @@
-"""From a spec to a module: configure, create, describe, and the fields for a user's own config."""
+"""From a spec to a module: configure, create, and the fields for a user's own config."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from condmod.spec import Spec, nearest
 
 if TYPE_CHECKING:
     from condmod.bank import Bank
-    from condmod.component import Site
     from condmod.encoder import Encoder
     from condmod.modulator import Modulator, SublayerModulator
+    from condmod.site import Site
 
 SpecLike: TypeAlias = "str | Mapping[str, Any] | Spec | ComponentConfig"
 
@@ -84,7 +84,7 @@ def create(
         SpecError: as `configure`.
         SiteError: the component does not fit the place.
     """
-    from condmod.component import Site
+    from condmod.site import Site
 
     config = configure(spec, role="modulator", registry=registry)
     if (site is None) == (not place):
@@ -103,7 +103,7 @@ def create(
 
 def _site(place: Mapping[str, Any], config: ComponentConfig) -> Site:
     """The site that has these fields."""
-    from condmod.component import Site
+    from condmod.site import Site
 
     known = [field.name for field in fields(Site)]
     for key in place:
@@ -148,7 +148,7 @@ def create_bank(
         SiteError: no site, or the component does not fit one.
     """
     from condmod.bank import Bank
-    from condmod.component import Site
+    from condmod.site import Site
 
     for name, site in sites.items():
         if not isinstance(name, str) or not isinstance(site, Site):

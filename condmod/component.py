@@ -1,71 +1,24 @@
-"""What both kinds of modulator share: the site, the condition, and the abstract Component."""
+"""What both kinds of modulator share: the abstract Component."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
-import torch
 from torch import Tensor, nn
 
 from condmod.config import ComponentConfig, Kind, ModulatorConfig
 from condmod.errors import ConditionError, DefinitionError, ShapeError, SiteError
+from condmod.site import Condition, Signal, Site, is_bool
 
 ConfigT = TypeVar("ConfigT", bound=ModulatorConfig)
 ModulationT = TypeVar("ModulationT")
 
 
-class Signal(NamedTuple):
-    """A condition with what belongs to it; B batch, S tokens, T positions.
-
-    Attributes:
-        value: the condition itself, (B, ...); a mapping of names where an encoder takes several.
-        mask: (B, S) or (B, T) bool, True where a token or position is real.
-        present: (B,) bool, False for samples whose condition is absent.
-        index: (B, ...) integer, the row of `value` that each position uses (kind `rows`).
-    """
-
-    value: Any
-    mask: Tensor | None = None
-    present: Tensor | None = None
-    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
-
-
-Condition: TypeAlias = "Tensor | Signal | Mapping[str, Tensor | Signal]"
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """The place that a modulator fills.
-
-    Attributes:
-        features: C, the number of channels of the features.
-        condition_dim: D, the width of the condition; None where the modulator owns its encoder.
-        channel_dim: -1 for (B, ..., C), 1 for (B, C, ...).
-        out_features: channels that come out, where a sublayer changes their number.
-        name: what errors call this place, such as "blocks.3.norm1".
-    """
-
-    features: int
-    condition_dim: int | None = None
-    channel_dim: int = -1
-    out_features: int | None = None
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        for field in ("features", "condition_dim", "out_features"):
-            value = getattr(self, field)
-            if value is None and field != "features":
-                continue
-            if type(value) is not int or value < 1:
-                raise SiteError(f"Site.{field} is a positive integer; got {value!r}")
-        if self.channel_dim not in (1, -1):
-            raise SiteError(
-                "Site.channel_dim is -1 for (B, ..., C) or 1 for (B, C, ...); "
-                f"got {self.channel_dim!r}"
-            )
+def same_class(one: type, other: type) -> bool:
+    """Whether two classes come from one definition, as when a notebook's cell is run again."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 def define(cls: type[Any], base: type[ComponentConfig], final: Sequence[str]) -> None:
@@ -84,10 +37,7 @@ def define(cls: type[Any], base: type[ComponentConfig], final: Sequence[str]) ->
             f"{base.__name__} of its own; got {config!r}"
         )
     owner = config.component
-    if owner is not None and (owner.__module__, owner.__qualname__) != (
-        cls.__module__,
-        cls.__qualname__,
-    ):
+    if owner is not None and not same_class(owner, cls):
         raise DefinitionError(
             f"{config.__name__} already belongs to {owner.__name__}; "
             f"give {cls.__name__} a config class of its own"
@@ -235,6 +185,19 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
             raise ShapeError(self._misfit(None, value))
         return value if value.ndim == 2 else value.movedim(self.site.channel_dim, -1)
 
+    def check_channels(self, x: Tensor) -> None:
+        """Check the features' channels, for a `modulate` that uses them before its modulation.
+
+        Raises:
+            ShapeError: another number than the site's.
+        """
+        dim = self.site.channel_dim
+        if x.shape[dim] != self.site.features:
+            raise ShapeError(
+                f"{self.where()} takes features with {self.site.features} channels at dim {dim}; "
+                f"got {tuple(x.shape)}"
+            )
+
     def _takes(self, value: Tensor) -> bool:
         """Whether a condition has a kind and the width that it takes."""
         if value.ndim == 2:
@@ -278,8 +241,7 @@ def _check_mask(component: Component[Any, Any], signal: Signal) -> None:
     if mask is None or not isinstance(value, Tensor):
         return
     positions = value.movedim(component.site.channel_dim, -1).shape[:-1]
-    is_bool = isinstance(mask, Tensor) and mask.dtype == torch.bool
-    if value.ndim < 3 or not is_bool or mask.shape != positions:
+    if value.ndim < 3 or not is_bool(mask, positions):
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)[:60]
         raise ConditionError(
             f"{component.where()}: Signal.mask is bool, one per position of an aligned condition; "

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
-from condmod.component import Condition, Signal, define
+from condmod.component import define
 from condmod.config import EncoderConfig, NullableConfig
 from condmod.errors import ConditionError, ShapeError
+from condmod.site import Condition, Signal, is_bool
 
 EncoderConfigT = TypeVar("EncoderConfigT", bound=EncoderConfig)
 
@@ -142,7 +143,7 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
         mask = signal.mask
         if mask is None or isinstance(out, Signal):
             return out
-        if out.ndim != 3 or not _is_bool(mask, out.shape[:2]):
+        if out.ndim != 3 or not is_bool(mask, out.shape[:2]):
             raise ConditionError(
                 f"{self.name}: Signal.mask is bool (B, T), one per position; got {_words(mask)} "
                 f"for an output {tuple(out.shape)}"
@@ -153,7 +154,7 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
         batch = value.shape[0]
         if present is None:
             present = torch.ones(batch, dtype=torch.bool, device=value.device)
-        elif not _is_bool(present, (batch,)):
+        elif not is_bool(present, (batch,)):
             raise ConditionError(
                 f"{self.name}: Signal.present is bool, one per sample, ({batch},); "
                 f"got {_words(present)}"
@@ -174,12 +175,6 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
 
 def _column(present: Tensor, like: Tensor) -> Tensor:
     return present.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _is_bool(value: Any, shape: Sequence[int]) -> bool:
-    return (
-        isinstance(value, Tensor) and value.dtype == torch.bool and tuple(value.shape) == (*shape,)
-    )
 
 
 def _words(value: Any) -> str:

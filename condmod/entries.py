@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 from typing import Any
@@ -103,9 +103,7 @@ def located(entry: Entry, cls: type) -> Entry:
         file, line = inspect.getsourcefile(cls) or "", inspect.getsourcelines(cls)[1]
     except (OSError, TypeError):
         file, line = getattr(sys.modules.get(cls.__module__), "__file__", None) or "", 0
-    return Entry(
-        entry.name, entry.role, entry.module, entry.distribution, entry.version, file, line
-    )
+    return replace(entry, file=file, line=line)
 
 
 def _changed(folder: str) -> int:

@@ -39,3 +39,9 @@ class PluginConflictError(PluginError):
 
 class CheckpointError(CondmodError, ValueError):
     """A checkpoint is truncated, foreign, or does not fit the module."""
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line, type first, as an error about a plugin tells it."""
+    words = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+    return words.removesuffix(": ")

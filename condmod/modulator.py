@@ -9,8 +9,9 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from condmod.component import Component, Condition, ConfigT, ModulationT
+from condmod.component import Component, ConfigT, ModulationT
 from condmod.errors import ConditionError
+from condmod.site import Condition
 
 Sublayer = Callable[[Tensor], Tensor]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from condmod.component import Condition, Signal
 from condmod.errors import CondmodError
+from condmod.site import Condition, Signal
 
 
 def generate_owned(owner: Any, condition: Condition) -> Any:

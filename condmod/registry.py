@@ -20,7 +20,13 @@ import pluggy
 from condmod import hooks
 from condmod.config import Role
 from condmod.entries import GROUPS, HOOKS, Entry, by_name, installed_state, located
-from condmod.errors import DefinitionError, PluginConflictError, PluginError, UnknownNameError
+from condmod.errors import (
+    DefinitionError,
+    PluginConflictError,
+    PluginError,
+    UnknownNameError,
+    told,
+)
 from condmod.spec import is_name, nearest
 
 ComponentT = TypeVar("ComponentT", bound=type)
@@ -153,8 +159,7 @@ class Registry:
                 try:
                     self._loaded[key] = self._import(entry)
                 except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin may raise anything
-                    words = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-                    self._reasons[entry.module] = words.removesuffix(": ")
+                    self._reasons[entry.module] = told(error)
                     self.quarantine[entry.module] = "".join(traceback.format_exception(error))
         if entry.module in self.quarantine:
             raise PluginError(
@@ -192,6 +197,7 @@ class Registry:
             DefinitionError: it is no concrete component.
             PluginConflictError: an installed plugin, or another class, has its name.
         """
+        from condmod.component import same_class
         from condmod.encoder import Encoder
 
         role: Role = "encoder" if _is_a(cls, Encoder) else "modulator"
@@ -203,10 +209,7 @@ class Registry:
                     "another name, with a namespace as in 'acme.gate'"
                 )
             held = self._registered.get(name)
-            if held and (held[1].__module__, held[1].__qualname__) != (
-                cls.__module__,
-                cls.__qualname__,
-            ):
+            if held and not same_class(held[1], cls):
                 raise PluginConflictError(
                     f"{name!r} is already registered by {held[1].__module__}."
                     f"{held[1].__qualname__}; choose another name"

@@ -9,7 +9,7 @@ import pluggy
 
 from condmod import hooks
 from condmod.entries import module_of, owner, provenance, shut_out
-from condmod.errors import PluginError
+from condmod.errors import PluginError, told
 
 
 def documents() -> dict[str, hooks.Document]:
@@ -50,9 +50,8 @@ def _kinds(point: metadata.EntryPoint) -> dict[str, hooks.Document]:
         for kinds in manager.hook.condmod_documents():
             found.update(kinds)
     except (Exception, SystemExit) as error:
-        words = f"{type(error).__name__}: {' '.join(str(error).split()):.300}".removesuffix(": ")
         raise PluginError(
             f"the plugin {point.name!r} comes from {provenance(point)}, whose module "
-            f"{module_of(point)} failed: {words}; `condmod doctor` shows the traceback"
+            f"{module_of(point)} failed: {told(error)}; `condmod doctor` shows the traceback"
         ) from error
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from condmod.entries import module_of, owner, provenance, shut_out
-from condmod.errors import PluginConflictError, PluginError
+from condmod.errors import PluginConflictError, PluginError, told
 
 OWN = ("list", "show", "validate", "schema", "doctor", "plugins")
 
@@ -39,11 +39,10 @@ def load(name: str, points: list[metadata.EntryPoint]) -> Any:
     try:
         return _command(name, points[0].load())
     except (Exception, SystemExit) as error:
-        words = f"{type(error).__name__}: {' '.join(str(error).split()):.300}".removesuffix(": ")
         raise PluginError(
             lacking(points[0], error)
             or f"the command {name!r} comes from {owners[0]}, whose module {module_of(points[0])} "
-            f"failed: {words}; `condmod doctor` shows the traceback"
+            f"failed: {told(error)}; `condmod doctor` shows the traceback"
         ) from error
 
 

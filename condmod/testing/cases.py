@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from condmod.build import SpecLike, configure, create, create_encoder
-from condmod.component import Component, Condition, Signal, Site
+from condmod.component import Component
 from condmod.config import ComponentConfig
 from condmod.encoder import Encoder
 from condmod.modulator import SublayerModulator
 from condmod.registry import Registry
+from condmod.site import Condition, Signal, Site
 
 Make = Callable[[int, tuple[int, ...], torch.dtype], Any]
 

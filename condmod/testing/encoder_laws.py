@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from condmod.component import Signal
 from condmod.config import NullableConfig
 from condmod.encoder import Encoder
 from condmod.errors import ConditionError, CondmodError
+from condmod.site import Signal
 from condmod.testing import common
 from condmod.testing.cases import EncoderCase, convert, repeat, tensors
 

@@ -61,11 +61,7 @@ class ConcatProject(condmod.Modulator[ConcatProjectConfig, Shift]):
         """The features' part W_x·x, plus the shift."""
         weight = self.proj.weight[:, : self.site.features]
         dim = self.site.channel_dim
-        if x.shape[dim] != self.site.features:
-            raise condmod.ShapeError(
-                f"{self.where()} takes features with {self.site.features} channels at dim {dim}; "
-                f"got {tuple(x.shape)}"
-            )
+        self.check_channels(x)
         if dim == 1 and x.ndim > 2:
             projected = (weight @ x.flatten(2)).reshape(x.shape)
         else:

@@ -78,11 +78,7 @@ class AdaGroupNorm(condmod.Modulator[AdaGroupNormConfig, ScaleShift]):
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + scale)·GN(x) + shift."""
         dim = self.site.channel_dim
-        if x.shape[dim] != self.site.features:
-            raise condmod.ShapeError(
-                f"{self.where()} takes features with {self.site.features} channels at dim {dim}; "
-                f"got {tuple(x.shape)}"
-            )
+        self.check_channels(x)
         normed = group_norm(x, self.norm, dim)
         return featurewise_affine(normed, modulation, dim, where=self.where)
 
