@@ -73,6 +73,10 @@ def save_checkpoint(
         aside.rename(target)
         _sync(target.parent)
         shutil.rmtree(former, ignore_errors=True)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk in a write or sync names no file
+            error.filename = str(target)
+        raise
     finally:
         _recover(target)
         shutil.rmtree(aside, ignore_errors=True)

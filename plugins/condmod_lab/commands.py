@@ -1,7 +1,9 @@
-"""The commands `demo`, `train` and `sample`; everything heavy is imported as one of them runs."""
+"""The commands of the lab; everything heavy is imported as one of them runs."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import dumps
@@ -12,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from condmod_lab.config import TrainConfig
+    from condmod_lab.run_folder import Into
 
 _Set = Annotated[
     list[str] | None,
@@ -19,6 +22,9 @@ _Set = Annotated[
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a former run.")]
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with a run that was stopped, or begin it.")
+]
 _Output = Annotated[str | None, typer.Option(help="Run folder, in place of the config's.")]
 _DEMO_FOLDER = "runs/demo"
 
@@ -33,6 +39,7 @@ def demo(
         str, typer.Option(help="Run folder; a former demo in runs/demo is replaced.")
     ] = _DEMO_FOLDER,
     overwrite: _Overwrite = False,
+    resume: _Resume = False,
     json: _Json = False,
 ) -> None:
     """Learn to draw handwritten digits on demand, in about two minutes on two cores.
@@ -48,7 +55,8 @@ def demo(
 
     document = {"modulator": modulator, "seed": seed, "output": output}
     config = make_config(document, set_ or ())
-    _run(config, overwrite=overwrite or config.output == _DEMO_FOLDER, as_json=json)
+    own = config.output == _DEMO_FOLDER and not resume
+    _run(config, _into(overwrite=overwrite or own, resume=resume), as_json=json)
 
 
 def train(
@@ -56,9 +64,13 @@ def train(
     set_: _Set = None,
     output: _Output = None,
     overwrite: _Overwrite = False,
+    resume: _Resume = False,
     json: _Json = False,
 ) -> None:
     """Train, sample and measure what a YAML file describes.
+
+    On several processes or machines, launch it as any script:
+    `accelerate launch -m condmod train FILE` or `torchrun ... -m condmod train FILE`.
 
     Example:
         condmod train examples/digits.yaml --set modulator=film
@@ -68,12 +80,71 @@ def train(
     overrides = list(set_ or ())
     if output is not None:
         overrides.append(f"output={dumps(output)}")
-    _run(load_config(config, overrides), overwrite=overwrite, as_json=json)
+    into = _into(overwrite=overwrite, resume=resume)
+    _run(load_config(config, overrides), into, as_json=json)
+
+
+def compare(
+    specs: Annotated[
+        list[str], typer.Argument(help="Specs of modulators, two or more.", show_default=False)
+    ],
+    seeds: Annotated[int, typer.Option(help="Runs of each spec, from seed 0 on.")] = 3,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of what all runs share.", show_default=False)
+    ] = None,
+    set_: _Set = None,
+    output: Annotated[str, typer.Option(help="Folder of the comparison.")] = "runs/compare",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a former comparison.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a comparison, also with more specs or seeds than before."
+        ),
+    ] = False,
+    json: _Json = False,
+) -> None:
+    """Train several specs on several seeds, and tell which differences are real.
+
+    Every run has the same budget, data, order and random draws. Prints a table,
+    and leaves it as CSV, PNG and a report.html of one file in the folder.
+
+    Example:
+        condmod compare film dense_film adaln_zero "film(scale='one_plus')" none --seeds 3
+    """
+    from rich.console import Console
+
+    from condmod_lab.comparison_report import print_table
+    from condmod_lab.config import load_config, make_config
+
+    overrides = [*(set_ or ()), f"output={dumps(output)}"]
+    shared = load_config(config, overrides) if config else make_config({}, overrides)
+    with _memory():
+        from condmod_lab.compare import compare as run
+
+        document = run(
+            specs,
+            shared,
+            range(seeds),
+            Console(stderr=True),
+            command=shlex.join(["condmod", *sys.argv[1:]]),
+            jobs=jobs,
+            into=_into(overwrite=overwrite, resume=resume),
+        )
+    if json:
+        _print_json({"output": output, **document})
+    else:
+        print_table(document, Console())
+        typer.echo(f"look at {output}/report.html")
+    if document["failed"]:
+        raise SystemExit(1)
 
 
 def sample(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
-    label: Annotated[int, typer.Option(help="The digit to draw, from 0 to 9.")],
+    label: Annotated[str, typer.Option(help="The class to draw, by name.", show_default=False)],
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many to draw.")] = 20,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Decides the noise.")] = 0,
     guidance: Annotated[
@@ -81,7 +152,7 @@ def sample(
     ] = None,
     json: _Json = False,
 ) -> None:
-    """Draw digits of one class with a trained network.
+    """Draw images of one class with a trained network.
 
     Example:
         condmod sample runs/demo --label 3
@@ -94,7 +165,7 @@ def sample(
     if json:
         _print_json(
             {
-                "label": label,
+                "label": drawn.label,
                 "count": count,
                 "picture": str(drawn.picture),
                 "tensors": str(drawn.tensors),
@@ -103,25 +174,35 @@ def sample(
         )
     else:
         typer.echo(
-            f"drew {count} digit{'s' * (count != 1)} of class {label}; the classifier reads "
-            f"{drawn.read_as_label:.1%} of them as {label}\n"
-            f"  picture  {drawn.picture}\n  tensors  {drawn.tensors}"
+            f"drew {count} image{'s' * (count != 1)} of class {drawn.label}; "
+            + (
+                "the data of the run is gone, so no classifier has read them"
+                if drawn.read_as_label is None
+                else f"the classifier reads {drawn.read_as_label:.1%} of them as {drawn.label}"
+            )
+            + f"\n  picture  {drawn.picture}\n  tensors  {drawn.tensors}"
         )
 
 
-def _run(config: TrainConfig, *, overwrite: bool, as_json: bool) -> None:
+def _into(*, overwrite: bool, resume: bool) -> Into:
+    if overwrite and resume:
+        raise typer.BadParameter("--overwrite and --resume exclude each other")
+    return "overwrite" if overwrite else "resume" if resume else "new"
+
+
+def _run(config: TrainConfig, into: Into, *, as_json: bool) -> None:
     from rich.console import Console
 
     from condmod_lab import workflow
 
     with _memory():
-        metrics = workflow.run(config, Console(stderr=True), overwrite=overwrite)
+        metrics = workflow.run(config, Console(stderr=True), into=into)
     if not metrics:
         return
     if as_json:
         _print_json({"output": config.output, **metrics})
     else:
-        typer.echo(_summary(metrics, config.output))
+        typer.echo(_summary(metrics, config))
 
 
 @contextmanager
@@ -140,22 +221,24 @@ def _memory() -> Iterator[None]:
         ) from None
 
 
-def _summary(metrics: dict[str, Any], output: str) -> str:
+def _summary(metrics: dict[str, Any], config: TrainConfig) -> str:
     from condmod_lab.metrics import GOALS, missed_goals
 
+    goals, output = GOALS if config.data.name == "digits" else {}, config.output
     missed = missed_goals(metrics)
     lines = [
-        f"{metrics['num_samples']} digits drawn by {metrics['parameters']:,} parameters, "
+        f"{metrics['num_samples']} images drawn by {metrics['parameters']:,} parameters, "
         f"conditioned by {metrics['modulator']}"
     ]
-    for name, (low, high) in GOALS.items():
+    for name, (low, high) in goals.items():
         goal = f">= {low}" if high == float("inf") else f"{low} to {high}"
         reached = "missed" if name in missed else "reached"
         lines.append(f"  {name:<21} {metrics[name]:.3f}   goal {goal:<11} {reached}")
+    others = [name for name in GOALS if name not in goals]
+    lines += [f"  {name:<21} {metrics[name]:.3f}" for name in (*others, "recall", "held_out_loss")]
     lines += [
-        f"  {'recall':<21} {metrics['recall']:.3f}",
-        f"  {'null_accuracy':<21} {metrics['null_accuracy']:.3f}   chance is 0.1",
-        f"  {'classifier_accuracy':<21} {metrics['classifier_accuracy']:.3f}   on held-out digits",
+        f"  {'null_accuracy':<21} {metrics['null_accuracy']:.3f}   drawn without a label",
+        f"  {'classifier_accuracy':<21} {metrics['classifier_accuracy']:.3f}   on held-out images",
         f"trained in {metrics['train_seconds']} s, drew in {metrics['sample_seconds']} s",
         f"look at {output}/samples.png and {output}/loss.png",
     ]

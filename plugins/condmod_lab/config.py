@@ -5,82 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from condmod import EncoderSpec, ModulatorSpec, yaml_text
 from condmod_lab.errors import ConfigError
-
-DEFAULT_ENCODER: Final = (
-    "fuse(inputs={'time': timestep(dim=64, scale=1000.0, hidden=[64]), "
-    "'label': label(classes=10, std=1.0, nullable=True, drop=0.1)}, mode='sum')"
+from condmod_lab.sections import (
+    BackboneConfig,
+    ConvConfig,
+    DataConfig,
+    DigitsConfig,
+    SamplingConfig,
+    Section,
+    TrainingConfig,
 )
+
 _SPEC_FIELDS: Final = ("modulator", "encoder")
-
-
-class Section(BaseModel):
-    """Base of every part of a config: strict, frozen, no unknown fields."""
-
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class BackboneConfig(Section):
-    """Widths and depth of the convolutional network."""
-
-    channels: Annotated[int, Field(ge=1, le=1024)] = 32
-    """Channels of every block."""
-    blocks: Annotated[int, Field(ge=1, le=64)] = 4
-    """Number of residual blocks; each holds one modulator."""
-    groups: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Groups of every GroupNorm; they divide the channels."""
-    condition_dim: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Width of the condition that the encoder gives to every modulator."""
-
-    @model_validator(mode="after")
-    def _groups_divide_channels(self) -> Self:
-        if self.channels % self.groups:
-            raise ValueError(f"groups ({self.groups}) must divide channels ({self.channels})")
-        return self
-
-
-class TrainingConfig(Section):
-    """The optimisation."""
-
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1500
-    """Number of optimiser steps."""
-    batch: Annotated[int, Field(ge=1, le=1024)] = 128
-    """Images in one step, over all processes."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
-    """Peak of the one-cycle schedule."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """AdamW's decay."""
-    clip: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """Largest norm of the gradient."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    """Decay of the averaged weights that samples are drawn with; it warms up from 0.1."""
-    log_every: Annotated[int, Field(ge=1, le=1_000_000)] = 10
-    """Steps between two lines of metrics.jsonl; each is the mean over these steps."""
-    checkpoint_every: Annotated[int, Field(ge=1, le=1_000_000)] = 250
-    """Steps between two checkpoints."""
-
-
-class SamplingConfig(Section):
-    """How samples are drawn, for the metrics and the pictures."""
-
-    samples: Annotated[int, Field(ge=20, le=100_000)] = 1000
-    """Number of samples that the metrics are measured on, the classes in turn."""
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 25
-    """Euler steps from noise to image."""
-    guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Classifier-free guidance; 1 is the plain conditional flow."""
+_CHOICES: Final = ("backbone", "data")  # pydantic puts the chosen variant's name behind these
 
 
 class TrainConfig(Section):
@@ -88,15 +30,31 @@ class TrainConfig(Section):
 
     modulator: ModulatorSpec = "dense_film"
     """The modulator of every block."""
-    encoder: EncoderSpec = DEFAULT_ENCODER
-    """The encoder of {'time': ..., 'label': ...}, the condition of every modulator."""
+    encoder: EncoderSpec | None = None
+    """The encoder of {'time': ..., 'label': ...}, the condition of every modulator; where none is
+    named, the sum of a timestep's and a label's embedding."""
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     """Decides every random draw of a run."""
     output: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")] = "runs/digits"
     """The run folder."""
-    backbone: BackboneConfig = BackboneConfig()
+    data: DataConfig = DigitsConfig()
+    """The images and their labels."""
+    backbone: BackboneConfig = ConvConfig()
+    """The network."""
     training: TrainingConfig = TrainingConfig()
+    """The optimisation."""
     sampling: SamplingConfig = SamplingConfig()
+    """How samples are drawn."""
+    trackers: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Where else accelerate reports to, by its names: tensorboard, wandb, mlflow, ..."""
+
+    def resolve(self, classes: int) -> Self:
+        """The config with its encoder spelled out, for data of that many classes."""
+        if self.encoder is not None:
+            return self
+        return type(self).model_validate(
+            {**self.model_dump(mode="json"), "encoder": _default_encoder(classes)}
+        )
 
     def to_yaml(self) -> str:
         """The resolved config, every option spelled out; `load_config` reads it back."""
@@ -140,10 +98,33 @@ def make_config(
     raise ConfigError(f"{source} is wrong:\n" + "\n".join(lines))
 
 
+def differences(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
+    """Every field that differs but the run folder: "  key: theirs, not ours"."""
+    left, right = flat(ours), flat(theirs)
+    return [
+        f"  {key}: {right.get(key, 'nothing')}, not {left.get(key, 'nothing')}"
+        for key in dict.fromkeys([*left, *right])
+        if key != "output" and left.get(key) != right.get(key)
+    ]
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Every field by its dotted key, down to the options of components."""
+    return dict(_leaves(config.model_dump(mode="json")))
+
+
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def _override(document: dict[str, Any], override: str) -> None:
     """Set one dotted key of nested mappings, copying each mapping on the way."""
     key, equals, text = override.partition("=")
-    known = list(_keys(TrainConfig))
+    known = list(dict.fromkeys(_keys(TrainConfig)))
     if not equals:
         raise ConfigError(f"--set takes key=value, as in training.steps=500; got {override!r}")
     if key not in known:
@@ -164,12 +145,20 @@ def _override(document: dict[str, Any], override: str) -> None:
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a section; of a choice of sections those of each, some of them twice."""
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
+        inner = _sections(field.annotation)
+        for kind in inner:
             yield from _keys(kind, f"{prefix}{name}.")
-        else:
+        if not inner:
             yield prefix + name
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The section that a field is, or those that it may be."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Section) else []
+    return [kind for argument in get_args(annotation) for kind in _sections(argument)]
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -184,12 +173,42 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _explain(error: Any) -> str:
-    place = ".".join(map(str, error["loc"]))
+    first, *rest = map(str, error["loc"])
+    place = ".".join([first, *(rest[1:] if first in _CHOICES else rest)])
     if error["type"] == "extra_forbidden":
-        return f"  {place}: no such field{_nearest(place, _keys(TrainConfig))}"
-    if error["loc"] and error["loc"][0] in _SPEC_FIELDS:  # condmod has said what is wrong
+        other = _variant_with(first, rest[-1]) if first in _CHOICES else ""
+        mend = f"; it is one of {first}.name={other}" if other else None
+        return f"  {place}: no such field{mend or _nearest(place, _keys(TrainConfig))}"
+    if error["type"] == "tuple_type":
+        return f"  {place}: should be a list; got {error['input']!r:.80}"
+    if error["type"] == "missing":
+        return f"  {place}: required; got no value"
+    if error["type"] == "union_tag_invalid":
+        context = error["ctx"]
+        return f"  {place}.name: should be {context['expected_tags']}; got {context['tag']!r}"
+    if first in _SPEC_FIELDS:  # condmod has said what is wrong
         return f"  {place}: {error['msg']}".replace("\n", "\n  ")
     if error["type"] == "value_error":
         return f"  {place}: {error['ctx']['error']}"
     rule = error["msg"].replace("Input should", "should", 1)
     return f"  {place}: {rule}; got {error['input']!r:.80}"
+
+
+def _variant_with(choice: str, field: str) -> str:
+    """The variant of a choice that has a field, where there is one."""
+    kinds = _sections(TrainConfig.model_fields[choice].annotation)
+    return next(
+        (
+            get_args(kind.model_fields["name"].annotation)[0]
+            for kind in kinds
+            if field in kind.model_fields
+        ),
+        "",
+    )
+
+
+def _default_encoder(classes: int) -> str:
+    return (
+        "fuse(inputs={'time': timestep(dim=64, scale=1000.0, hidden=[64]), "
+        f"'label': label(classes={classes}, std=1.0, nullable=True)}}, mode='sum')"
+    )

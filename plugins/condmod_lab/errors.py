@@ -21,3 +21,7 @@ class DivergedError(CondmodError, ArithmeticError):
 
 class OutOfMemoryError(CondmodError, MemoryError):
     """A run is larger than the machine's memory."""
+
+
+class DataError(CondmodError, ValueError):
+    """The images or labels of a run are missing, broken or too few."""

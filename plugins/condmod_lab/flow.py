@@ -12,20 +12,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from condmod_lab.order import Draws
+
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """velocity(x (B, ...), t (B,), labels (B,), present (B,) bool) -> (B, ...)."""
 
 
-def flow_loss(
-    velocity: Velocity, x1: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"]
-) -> Float[Tensor, ""]:
-    """Mean squared error of the velocity at one random time of each sample's path."""
-    x0 = torch.randn_like(x1)
-    t = torch.rand(len(x1), dtype=x1.dtype, device=x1.device)
-    weight = t.view(-1, 1, 1, 1)
-    present = torch.ones_like(labels, dtype=torch.bool)
-    predicted = velocity(torch.lerp(x0, x1, weight), t, labels, present)
-    return F.mse_loss(predicted, x1 - x0)
+def flow_errors(
+    velocity: Velocity, x1: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"], draws: Draws
+) -> Float[Tensor, " B"]:
+    """Mean squared error of each sample's velocity at one point of its path, (B,).
+
+    Args:
+        velocity: the network.
+        x1: (B, C, H, W), the data.
+        labels: (B,), its classes.
+        draws: noise, time and presence of each.
+    """
+    x0, t = draws.noise.to(x1), draws.t.to(x1)
+    x = torch.lerp(x0, x1, t.view(-1, 1, 1, 1))
+    predicted = velocity(x, t, labels, draws.present.to(labels.device))
+    return F.mse_loss(predicted, x1 - x0, reduction="none").flatten(1).mean(1)
 
 
 def guided(

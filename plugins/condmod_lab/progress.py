@@ -20,6 +20,9 @@ class Tracker(AbstractContextManager["Tracker"], Protocol):
 
     def __enter__(self) -> Self: ...
 
+    def start(self, done: int) -> None:
+        """`done` steps were behind us when the loop began."""
+
     def step(self, done: int, loss: float) -> None:
         """`done` steps are behind us; `loss` is the last one's."""
 
@@ -34,13 +37,14 @@ class Pace:
 
     def __init__(self, total: int) -> None:
         self.total = total
+        self.first = 0
         self.started = time.monotonic()
         self.loss = math.nan
 
     def describe(self, done: int, loss: float) -> str:
         """`loss 0.412  21.4 steps/s  0:41 left`."""
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
-        rate = done / max(time.monotonic() - self.started, 1e-9)
+        rate = (done - self.first) / max(time.monotonic() - self.started, 1e-9)
         minutes, seconds = divmod(math.ceil((self.total - done) / rate), 60)
         return f"loss {self.loss:.3g}  {rate:.1f} steps/s  {minutes}:{seconds:02d} left"
 
@@ -65,6 +69,11 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def start(self, done: int) -> None:
+        """Begin where a former run has come to."""
+        self._pace.first = done
+        self._progress.update(self._task, completed=done)
+
     def step(self, done: int, loss: float) -> None:
         """Move the bar."""
         self._progress.update(self._task, completed=done, state=self._pace.describe(done, loss))
@@ -84,6 +93,10 @@ class Lines:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def start(self, done: int) -> None:
+        """Begin where a former run has come to."""
+        self._pace.first = done
 
     def step(self, done: int, loss: float) -> None:
         """Print a line if one is due."""

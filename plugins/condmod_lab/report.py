@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Final
+from typing import Any, Final
 
 import torch
 from matplotlib.axes import Axes
@@ -14,69 +13,76 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from condmod_lab.data import CLASSES, SIDE
+from condmod_lab.data import Split
 
+ROWS: Final = 20
 _GAP: Final = 2
-_INCHES_PER_PIXEL: Final = 0.08
+_INCHES: Final = 0.8  # of an image
 _TITLE_INCHES: Final = 0.45
+_PAPER: Final = 2.25  # so that -1 is a gray of 8/9, told from the white between
 _INK: Final = "#1b1f24"
 _FAINT: Final = "#9aa4af"
 _ACCENT: Final = "#0b6e99"
 
 
-def draw_samples(
-    path: Path, samples: Sequence[Tensor], real: Sequence[Tensor], caption: str
-) -> None:
-    """A row per class: its samples on the left, real digits of the class on the right.
+def draw_samples(path: Path, samples: Tensor, labels: Tensor, split: Split, caption: str) -> None:
+    """A row per class: its samples on the left, real images of the class on the right.
 
     Args:
         path: the PNG to write.
-        samples: for each class, (B, 1, 8, 8).
-        real: for each class, (B, 1, 8, 8).
+        samples: (B, C, H, W), from -1 to 1.
+        labels: (B,), the class that each was asked to show; the first classes are drawn.
+        split: where the real images come from, held out.
         caption: one line below.
     """
-    left, right = _sheet(samples, 14), _sheet(real, 7)
-    figure = Figure(figsize=(11.5, 6.1), dpi=150, facecolor="white")
+    shown = range(min(len(split.classes), ROWS))
+    left = sheet([samples[labels == label] for label in shown], 14, ink=split.ink)
+    right = sheet([split.held_out.of_class(label) for label in shown], 7, ink=split.ink)
+    tall = 1.1 + 0.5 * len(shown)
+    figure = Figure(figsize=(11.5, tall), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     sides = figure.subplots(
         1, 2, width_ratios=(left.shape[1], right.shape[1]), gridspec_kw={"wspace": 0.05}
     )
-    for axes, sheet, title in zip(
+    for axes, image, title in zip(
         sides, (left, right), ("drawn by the network", "real, held out"), strict=True
     ):
-        _show(axes, sheet)
+        _show(axes, image)
         axes.set_title(title, color=_INK, fontsize=12, pad=8)
-    middles = [row * (SIDE + _GAP) + _GAP + SIDE / 2 - 0.5 for row in range(CLASSES)]
-    sides[0].set_yticks(middles, [str(label) for label in range(CLASSES)])
+    cell = left.shape[0] / len(shown)
+    sides[0].set_yticks(
+        [(row + 0.5) * cell - 0.5 for row in shown], [split.classes[row][:16] for row in shown]
+    )
     sides[0].tick_params(axis="y", length=0, labelsize=13, labelcolor=_ACCENT, pad=8)
-    figure.subplots_adjust(left=0.04, right=0.99, top=0.93, bottom=0.06)
-    figure.text(0.04, 0.02, caption, color=_FAINT, fontsize=9)
+    longest = max(len(split.classes[row][:16]) for row in shown)
+    figure.subplots_adjust(
+        left=0.03 + 0.01 * longest, right=0.99, top=1 - 0.43 / tall, bottom=0.37 / tall
+    )
+    figure.text(0.02, 0.12 / tall, caption, color=_FAINT, fontsize=9)
     figure.savefig(path)
 
 
-def draw_grid(path: Path, images: Tensor, title: str) -> None:
-    """Images (B, 1, 8, 8) in a grid of at most ten columns."""
+def draw_grid(path: Path, images: Tensor, title: str, *, ink: bool) -> None:
+    """Images (B, C, H, W) in a grid of at most ten columns; `ink` as of `Split`."""
     columns = min(10, len(images))
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
-    sheet = _sheet(rows, columns)
-    height, width = (side * _INCHES_PER_PIXEL for side in sheet.shape)
+    height, width = len(rows) * _INCHES, columns * _INCHES
     whole = height + _TITLE_INCHES
     figure = Figure(figsize=(max(width, 3), whole), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, height / whole))
-    _show(axes, sheet)
+    _show(axes, sheet(rows, columns, ink=ink))
     axes.set_title(title, color=_INK, fontsize=12, pad=6)
     figure.savefig(path)
 
 
-def draw_loss(path: Path, log: Path) -> None:
+def draw_loss(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     """The loss over the steps, as logged and smoothed.
 
     Args:
         path: the PNG to write.
-        log: a metrics.jsonl.
+        lines: a run's journal.
     """
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [line["step"] for line in lines]
     losses = [line["loss"] for line in lines]
     figure = Figure(figsize=(8, 4.2), dpi=150, facecolor="white")
@@ -97,21 +103,28 @@ def draw_loss(path: Path, log: Path) -> None:
     figure.savefig(path)
 
 
-def _sheet(rows: Sequence[Tensor], columns: int) -> Tensor:
-    """Rows of images side by side with gaps, (height, width); NaN where there is no image."""
-    cell = SIDE + _GAP
-    sheet = torch.full((len(rows) * cell + _GAP, columns * cell + _GAP), torch.nan)
+def sheet(rows: Sequence[Tensor], columns: int, *, ink: bool) -> Any:
+    """Rows of images side by side on white, an array (height, width, 3) from 0 to 1.
+
+    Args:
+        rows: each (B, C, H, W) with C 1 or 3, from -1 to 1; the first `columns` are shown.
+        columns: how wide the sheet is, in images.
+        ink: whether 1 is black on a paper of light gray; else 1 is white.
+    """
+    height, width = rows[0].shape[-2:]
+    gap = max(1, width // 4) if ink else max(1, width // 16)
+    shape = (len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3)
+    paper = torch.ones(shape)
     for place, row in enumerate(rows):
-        for column, image in enumerate(row[:columns, 0]):
-            top, left = place * cell + _GAP, column * cell + _GAP
-            sheet[top : top + SIDE, left : left + SIDE] = image
-    return sheet
+        for column, image in enumerate(row[:columns]):
+            top, left = place * (height + gap) + gap, column * (width + gap) + gap
+            light = (1 - image) / _PAPER if ink else (1 + image) / 2
+            paper[top : top + height, left : left + width] = light.permute(1, 2, 0)
+    return paper.clamp(0, 1).numpy()
 
 
-def _show(axes: Axes, sheet: Tensor) -> None:
-    """Ink on paper: -1 is the paper's colour, 1 black; gaps stay white."""
-    axes.set_facecolor("white")
-    axes.imshow(sheet.numpy(), cmap="gray_r", vmin=-1.25, vmax=1, interpolation="nearest")
+def _show(axes: Axes, image: Any) -> None:
+    axes.imshow(image, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

@@ -1,50 +1,69 @@
-"""The run folder: where a run's results stand, and what may be overwritten."""
+"""The run folder: where a run's results stand, who may write into it, what may be overwritten."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save
 from torch import Tensor
 
 from condmod import CheckpointError, SpecError
-from condmod.serialization import load_checkpoint, load_state, save_checkpoint
-from condmod_lab.backbone import DigitNet, build
-from condmod_lab.config import TrainConfig, load_config, make_config
+from condmod.serialization import Checkpoint, load_checkpoint, load_state, save_checkpoint
+from condmod_lab import folders
+from condmod_lab.config import TrainConfig, differences, load_config, make_config
 from condmod_lab.errors import RunFolderError, RunFolderExistsError
+from condmod_lab.network import Network, build
+from condmod_lab.state import AVERAGE, within
+from condmod_lab.writing import remove, writing
 
-KIND: Final = "condmod_lab.digits"
+KIND: Final = "condmod_lab.run"
+Into: TypeAlias = Literal["new", "overwrite", "resume"]
+"""What may happen to a run that a folder holds already: nothing, to be replaced, to go on."""
 _OURS: Final = frozenset(
     {
         "checkpoint",
         "config.yaml",
         "drawn",
         "loss.png",
+        "measures.safetensors",
         "metrics.json",
         "metrics.jsonl",
         "samples.png",
         "samples.safetensors",
+        "tracking",
     }
 )
-_UNFINISHED: Final = (".checkpoint.", ".config.yaml.")
+_UNFINISHED: Final = (".checkpoint.", ".config.yaml.", ".measures.", ".metrics.", ".samples.")
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What a network must know of the data it was trained on.
+
+    Attributes:
+        classes: what the labels mean, in order.
+        shape: (C, H, W) of an image.
+        ink: whether 1 is ink on paper.
+    """
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    ink: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a checkpoint gives back."""
+    """What a checkpoint gives back: a network with averaged weights, and where it comes from."""
 
-    net: DigitNet
+    net: Network
     config: TrainConfig
     step: int
+    facts: DataFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,25 @@ class RunFolder:
         """One JSON line per logged step."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def figures(self) -> Path:
+        """What a run has come to; written last, so that a run with it is finished."""
+        return self.path / "metrics.json"
+
+    def metrics(self) -> dict[str, Any]:
+        """What `figures` holds; empty where the run is not finished.
+
+        Raises:
+            RunFolderError: the file is not what a run writes.
+        """
+        if not self.figures.is_file():
+            return {}
+        try:
+            found = json.loads(self.figures.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFolderError(f"{self.figures} is not readable JSON: {error}") from None
+        return dict(found)
+
     def drawn(self, name: str) -> Path:
         """The path of a file in the folder `drawn`, where `condmod sample` writes.
 
@@ -77,74 +115,157 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"cannot write into {drawn}: {error.strerror}") from None
 
-    def claim(self, config: TrainConfig, *, overwrite: bool) -> None:
-        """Make the folder, empty of results, and write the resolved config into it.
+    def check(self, config: TrainConfig, into: Into) -> None:
+        """See whether a run may enter the folder; nothing is touched.
 
-        With `overwrite` a former run is removed, but never a folder that holds anything else.
+        Args:
+            config: the run, resolved.
+            into: what may happen to a former run.
 
         Raises:
             RunFolderExistsError: the folder holds something that may not be overwritten.
-            RunFolderError: the folder cannot be written.
+            RunFolderError: the run to go on with has another config; shows what differs.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            entries = list(self.path.iterdir())
-            if entries:
-                self._check_overwrite(overwrite)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-            for entry in entries:
-                _remove(entry)
+        if not folders.entries(self.path):
+            return
+        former = self._former_config()
+        if into == "new":
+            raise RunFolderExistsError(
+                f"{self.path} holds a run already; add --resume to go on with it, --overwrite to "
+                "replace it, or name another folder with --output"
+            )
+        if into == "resume":
+            if former is None:
+                raise RunFolderError(
+                    f"{self.path / 'config.yaml'} cannot be read, so the run cannot go on; "
+                    "add --overwrite to replace it"
+                )
+            self._refuse_another(config, former)
+
+    def claim(self, config: TrainConfig, into: Into) -> None:
+        """Make the folder ready for a run, with the resolved config in it.
+
+        With "overwrite" a former run is removed, but never a folder that holds anything else.
+
+        Raises:
+            RunFolderExistsError, RunFolderError: as `check`, or the folder cannot be written.
+        """
+        self.check(config, into)
+        folders.make(self.path)
+        if into == "resume" and folders.entries(self.path):
+            return
+        with writing(self.path):
+            for entry in folders.entries(self.path):
+                remove(entry)
             aside = self.path / ".config.yaml.new"  # never an empty config that nobody owns
             aside.write_text(config.to_yaml(), encoding="utf-8")
             aside.replace(self.path / "config.yaml")
-        except RunFolderError:
-            raise
-        except FileExistsError:
-            raise RunFolderExistsError(
-                f"{self.path} is a file; name another folder with --output"
-            ) from None
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot write the run folder {self.path}: {error.strerror}; "
-                "name another one with --output"
-            ) from None
 
-    def _check_overwrite(self, overwrite: bool) -> None:
-        foreign = sorted(
-            entry.name
-            for entry in self.path.iterdir()
-            if entry.name not in _OURS and not entry.name.startswith(_UNFINISHED)
-        )
-        if foreign:
-            raise RunFolderExistsError(
-                f"{self.path} holds what no run wrote ({', '.join(foreign[:3])}), so it is never "
-                "overwritten; name another folder with --output"
-            )
+    def _former_config(self) -> TrainConfig | None:
+        """The config of the run that the folder holds, None where only its checkpoint is whole.
+
+        Raises:
+            RunFolderExistsError: the folder holds anything but a run.
+        """
+        folders.refuse_foreign(self.path, _OURS, _UNFINISHED)
         try:
-            load_config(self.path / "config.yaml")
+            return load_config(self.path / "config.yaml")
         except SpecError:
             if not (self.checkpoint / "checkpoint.json").is_file():
                 raise RunFolderExistsError(
                     f"{self.path} is not empty and holds no config or checkpoint of a run, so it "
                     "is never overwritten; name another folder with --output"
                 ) from None
-        if not overwrite:
-            raise RunFolderExistsError(
-                f"{self.path} holds a run already; add --overwrite to replace it, "
-                "or name another folder with --output"
+        return None
+
+    def _refuse_another(self, config: TrainConfig, former: TrainConfig) -> None:
+        if changed := differences(config, former):
+            raise RunFolderError(
+                f"{self.path} holds a run of another config, so it cannot go on with this one; "
+                "it has\n" + "\n".join(changed) + "\ngive the same config, add --overwrite to "
+                "replace the run, or name another folder with --output"
             )
 
-    def save(self, net: DigitNet, config: TrainConfig, step: int) -> None:
-        """Write a checkpoint of the network in place of the last one."""
-        document = {"kind": KIND, "step": step, "config": config.model_dump(mode="json")}
-        with writing(self.checkpoint):
-            save_checkpoint(self.checkpoint, net.state_dict(), document)
+    def save(
+        self,
+        tensors: Mapping[str, Tensor],
+        config: TrainConfig,
+        facts: DataFacts,
+        step: int,
+        training: Mapping[str, Any],
+    ) -> None:
+        """Write a checkpoint in place of the last one.
 
-    def _compare(self, config: TrainConfig, tensors: Mapping[str, Tensor]) -> None:
+        Args:
+            tensors: averaged weights, and what training needs to go on.
+            config: the run, resolved.
+            facts: the data's classes and shape.
+            step: how many steps are done.
+            training: what else training needs to go on, as JSON data.
+        """
+        document = {
+            "kind": KIND,
+            "step": step,
+            "config": config.model_dump(mode="json"),
+            "data": asdict(facts),
+            "training": dict(training),
+        }
+        with writing(self.checkpoint):
+            save_checkpoint(self.checkpoint, tensors, document)
+
+    def resume(self, config: TrainConfig) -> Checkpoint | None:
+        """The checkpoint to go on from; None where the run has not come to its first one.
+
+        Raises:
+            CheckpointError: it is truncated or foreign.
+            RunFolderError: it was written by a run of another config; shows what differs.
+        """
+        if not any(self.path.glob("checkpoint")) and not any(self.path.glob(".checkpoint.old")):
+            return None
+        found, former, _, _ = self._read()
+        self._refuse_another(config, former)
+        return found
+
+    def load(self) -> Trained:
+        """Read the network of the last checkpoint.
+
+        Raises:
+            CheckpointError: it is missing, truncated, foreign, or does not fit its config.
+        """
+        found, config, step, facts = self._read()
+        average = within(found.tensors, AVERAGE)
+        self._compare(config, facts, average)
+        net = build(config, len(facts.classes), facts.shape)
+        load_state(net, average)
+        return Trained(net, config, step, facts)
+
+    def _read(self) -> tuple[Checkpoint, TrainConfig, int, DataFacts]:
+        found = load_checkpoint(self.checkpoint)
+        document = found.document
+        if document.get("kind") != KIND:
+            raise CheckpointError(
+                f"{self.checkpoint} is no checkpoint of `condmod train` or `condmod demo`: "
+                f"its kind is {document.get('kind')!r}"
+            )
+        try:
+            data = document["data"]
+            channels, height, width = map(int, data["shape"])
+            facts = DataFacts(
+                tuple(map(str, data["classes"])), (channels, height, width), data["ink"]
+            )
+            return found, make_config(document["config"]), int(document["step"]), facts
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"{self.checkpoint} holds no readable config, step and data: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+
+    def _compare(
+        self, config: TrainConfig, facts: DataFacts, tensors: Mapping[str, Tensor]
+    ) -> None:
         """Refuse tensors that are not the config's, before that network takes any memory."""
         with torch.device("meta"):
-            wanted = DigitNet(config).state_dict()
+            wanted = Network(config, len(facts.classes), facts.shape).state_dict()
         shapes = {name: tuple(value.shape) for name, value in wanted.items()}
         wrong = sorted(
             name
@@ -156,64 +277,3 @@ class RunFolder:
                 f"{self.checkpoint} does not fit its own config: {len(wrong)} tensors are missing, "
                 f"unexpected or of another shape, such as {wrong[0]}"
             )
-
-    def load(self) -> Trained:
-        """Read the last checkpoint.
-
-        Raises:
-            CheckpointError: it is missing, truncated, foreign, or does not fit its config.
-        """
-        found = load_checkpoint(self.checkpoint)
-        if found.document.get("kind") != KIND:
-            raise CheckpointError(
-                f"{self.checkpoint} is no checkpoint of `condmod train` or `condmod demo`: "
-                f"its kind is {found.document.get('kind')!r}"
-            )
-        try:
-            config, step = make_config(found.document["config"]), int(found.document["step"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(
-                f"{self.checkpoint} holds no readable config and step: "
-                f"{type(error).__name__}: {error}"
-            ) from None
-        self._compare(config, found.tensors)
-        net = build(config)
-        load_state(net, found.tensors)
-        return Trained(net, config, step)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell what could not be written, and why, as a user's error.
-
-    Raises:
-        RunFolderError: in place of any OSError that the body raises.
-    """
-    try:
-        yield
-    except RunFolderError:
-        raise
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RunFolderError(f"cannot write {path}: {reason}") from None
-
-
-def save_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document for people and programs to read."""
-    with writing(path):
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def save_images(path: Path, images: Tensor, labels: Tensor) -> None:
-    """Write images (B, 1, 8, 8) from -1 to 1 with their labels (B,)."""
-    with writing(path):
-        aside = path.with_name(f".{path.name}.new")  # whoever has the old file mapped keeps it
-        aside.write_bytes(save({"images": images.contiguous(), "labels": labels.contiguous()}))
-        aside.replace(path)
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink()

@@ -2,92 +2,108 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
-from condmod_lab.backbone import DigitNet, build
-from condmod_lab.config import TrainConfig
-from condmod_lab.data import Digits
+from condmod import CheckpointError
+from condmod.serialization import Checkpoint
+from condmod_lab import journal
+from condmod_lab.config import TrainConfig, flat
+from condmod_lab.data import Split
 from condmod_lab.errors import ConfigError, DivergedError, RunFolderError
-from condmod_lab.flow import flow_loss
+from condmod_lab.flow import flow_errors
+from condmod_lab.network import Network, build
+from condmod_lab.order import Order
 from condmod_lab.progress import track
-from condmod_lab.run_folder import RunFolder, writing
+from condmod_lab.run_folder import DataFacts, Into, RunFolder
+from condmod_lab.state import average_tensors, restore, trained, training_tensors
+from condmod_lab.stopping import Stopping
+from condmod_lab.writing import writing
 
-
-def make_accelerator() -> Accelerator:
-    """Accelerate's view of the machine; `training.batch` is shared out over its processes."""
-    return Accelerator(
-        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True)
-    )
+_OVERFLOWS: Final = 25  # in a row; fp16's loss scale has then gone from 65,536 to below 0.01
 
 
 def train(
     config: TrainConfig,
-    digits: Digits,
+    split: Split,
     folder: RunFolder,
     accelerator: Accelerator,
     console: Console,
     *,
-    overwrite: bool = False,
-) -> DigitNet:
-    """Train a network and leave its checkpoint and log in the run folder.
+    into: Into = "new",
+) -> Network:
+    """Train a network and leave its checkpoint and journal in the run folder.
 
-    Ctrl-C writes a checkpoint before it goes on its way.
+    Ctrl-C, SIGTERM and SIGHUP end the run after the step it is in, with a checkpoint to go on
+    from. A run that goes on is, step for step, the run that was never stopped.
 
     Args:
-        config: the run.
-        digits: what to learn from.
-        folder: where checkpoint and log go; claimed once the network is known to fit.
+        config: the run, resolved.
+        split: what to learn from.
+        folder: where checkpoint and journal go; claimed once the network is known to fit.
         accelerator: where to run.
         console: where progress goes.
-        overwrite: whether a former run in the folder may be replaced.
+        into: what may happen to a former run in the folder.
 
     Returns:
         The network with averaged weights, in eval mode.
 
     Raises:
         DivergedError: the loss is not finite; says the step, and keeps the last checkpoint.
-        ConfigError: there are fewer digits than a batch holds.
+        ConfigError: there are fewer images than a batch holds.
         RunFolderError: the folder cannot be written, or holds something already.
         CondmodError: the config's modulator or encoder does not fit the network.
     """
-    set_seed(config.seed, device_specific=True)
-    loop = _Loop(config, digits, folder, accelerator)
     if accelerator.is_main_process:
-        folder.claim(config, overwrite=overwrite)
-    accelerator.wait_for_everyone()
-    _tell(console, f"training {config.modulator}, {config.training.steps} steps, in {folder.path}")
-    try:
-        with writing(folder.path):
-            loop.run(console)
-    except KeyboardInterrupt:
+        folder.check(config, into)
+    set_seed(config.seed)
+    loop = _Loop(config, split, folder, accelerator)
+    with accelerator.main_process_first():  # which also mends what a kill has left
+        if accelerator.is_main_process:
+            folder.claim(config, into)
+        found = folder.resume(config) if into == "resume" else None
+    if found is not None:
+        loop.restore(found)
+    plain = {
+        key: value if isinstance(value, int | float | str) else str(value)
+        for key, value in flat(config).items()
+    }
+    accelerator.init_trackers("condmod", config=plain)
+    where = f"from step {loop.done} " if loop.done else ""
+    _tell(
+        console,
+        f"training {config.modulator}, {config.training.steps} steps, {where}in {folder.path}",
+    )
+    with Stopping() as stopping, writing(folder.path):
+        loop.run(console, stopping)
+    if loop.stopped:
         if accelerator.is_main_process:
             _tell(console, _kept(loop, folder))
-        raise
+        stopping.go()
     return loop.averaged
 
 
 def _kept(loop: _Loop, folder: RunFolder) -> str:
-    """Save what an interrupted run has learned, and say where it is."""
+    """Save what a stopped run has learned, and say where it is."""
     try:
         loop.save()
     except RunFolderError as error:
         return f"interrupted: the checkpoint of step {loop.done} could not be kept: {error}"
-    return f"interrupted: the checkpoint of step {loop.done} is in {folder.checkpoint}"
+    return (
+        f"interrupted: the checkpoint of step {loop.done} is in {folder.checkpoint}; "
+        "go on from there with --resume"
+    )
 
 
 def _tell(console: Console, line: str) -> None:
@@ -98,100 +114,171 @@ class _Loop:
     """The parts of one run, and how many steps of it are done."""
 
     def __init__(
-        self, config: TrainConfig, digits: Digits, folder: RunFolder, accelerator: Accelerator
+        self, config: TrainConfig, split: Split, folder: RunFolder, accelerator: Accelerator
     ) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        training = config.training
-        if training.batch > len(digits):
+        training, learned = config.training, split.train
+        if training.batch > len(learned):
             raise ConfigError(
-                f"training.batch is at most the number of digits to learn from, {len(digits)}; "
+                f"training.batch is at most the number of images to learn from, {len(learned)}; "
                 f"got {training.batch}"
             )
-        self.net = build(config).train()
+        self.facts = DataFacts(split.classes, split.shape, split.ink)
+        self.order = Order(
+            config.seed, len(learned), training.batch, split.shape, training.label_drop
+        )
+        self.images = learned.images.to(accelerator.device)
+        self.labels = learned.labels.to(accelerator.device)
+        self.net = build(config, len(split.classes), split.shape).train()
         self.average = AveragedModel(
             self.net, accelerator.device, multi_avg_fn=_warming_average(training.ema)
         )
-        optimizer = torch.optim.AdamW(
-            self.net.parameters(), training.learning_rate, weight_decay=training.weight_decay
+        self.parameters = list(trained(self.net).values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, training.learning_rate, weight_decay=training.weight_decay
         )
-        schedule = OneCycleLR(optimizer, training.learning_rate, total_steps=training.steps)
-        loader = DataLoader(
-            digits, training.batch, shuffle=True, drop_last=True, collate_fn=lambda batch: batch
+        self.schedule = OneCycleLR(
+            self.optimizer, training.learning_rate, total_steps=training.steps
         )
-        self.model, self.optimizer, self.schedule, self.loader = accelerator.prepare(
-            self.net, optimizer, schedule, loader
+        self.model, self.stepper, self.scheduler = accelerator.prepare(
+            self.net, self.optimizer, self.schedule
         )
         self.done = 0
+        self.saved = 0
+        self.overflows = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+        self.stopped = False
 
     @property
-    def averaged(self) -> DigitNet:
+    def averaged(self) -> Network:
         net = self.average.module.eval()
-        assert isinstance(net, DigitNet)
+        assert isinstance(net, Network)
         return net
 
     def save(self) -> None:
-        self.folder.save(self.averaged, self.config, self.done)
+        """Write a checkpoint; a finished run's holds the averaged weights alone."""
+        tensors, scaler = average_tensors(self.average), self.accelerator.scaler
+        if self.done < self.config.training.steps:
+            tensors |= training_tensors(self.net, self.optimizer)
+        training = {
+            "averaged": int(self.average.n_averaged),
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "overflows": self.overflows,
+        }
+        self.folder.save(tensors, self.config, self.facts, self.done, training)
+        self.saved = self.done
 
-    def run(self, console: Console) -> None:
-        training, started = self.config.training, time.monotonic()
-        losses: list[float] = []
-        main = self.accelerator.is_main_process
-        with (
-            track(training.steps, console if main else Console(quiet=True)) as tracker,
-            self.folder.log.open("a", encoding="utf-8") as log,
-        ):
-            for images, labels in islice(_forever(self.loader), training.steps):
-                rate = self.schedule.get_last_lr()[0]
-                loss, norm = self.step(images, labels)
+    def restore(self, found: Checkpoint) -> None:
+        """Go back to where a checkpoint was written.
+
+        Raises:
+            CheckpointError: the checkpoint lacks something.
+        """
+        steps, training = self.config.training.steps, found.document.get("training")
+        try:
+            done = int(found.document["step"])
+            finished = done >= steps
+            restore(found.tensors, self.net, self.optimizer, self.average, finished=finished)
+            assert training is not None
+            self.average.n_averaged.fill_(int(training["averaged"]))
+            self.losses = list(map(float, training["losses"]))
+            self.seconds, self.overflows = float(training["seconds"]), int(training["overflows"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(training["scaler"])
+        except (AssertionError, KeyError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(
+                f"{self.folder.checkpoint} lacks what training needs to go on: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+        self.done = self.saved = done
+        taken = int(training["averaged"])  # what fp16 skipped, the schedule skipped, too
+        self.schedule.load_state_dict(
+            {**self.schedule.state_dict(), "last_epoch": taken - 1, "_step_count": taken + 1}
+        )
+        self.schedule.step()
+        if self.accelerator.is_main_process:
+            journal.cut(self.folder.log, done)
+
+    def run(self, console: Console, stopping: Stopping) -> None:
+        """Train until the last step, or until asked to stop."""
+        training, main = self.config.training, self.accelerator.is_main_process
+        before, started = self.seconds, time.monotonic()
+        with track(training.steps, console if main else Console(quiet=True)) as tracker:
+            tracker.start(self.done)
+            while self.done < training.steps and not self.stopped:
+                rate = float(self.schedule.get_last_lr()[0])
+                loss, norm, self.stopped = self.step(stopping)
                 self.done += 1
-                losses.append(loss)
+                self.losses.append(loss)
+                self.seconds = before + time.monotonic() - started
                 tracker.step(self.done, loss)
                 last = self.done == training.steps
-                if main and (last or self.done % training.log_every == 0):
-                    line = {
-                        "step": self.done,
-                        "loss": fmean(losses),
-                        "gradient_norm": norm,
-                        "learning_rate": rate,
-                        "seconds": round(time.monotonic() - started, 3),
-                    }
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                    losses.clear()
+                if last or self.done % training.log_every == 0:
+                    self.log(norm, rate)
                 if main and (last or self.done % training.checkpoint_every == 0):
                     self.save()
 
-    def step(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
-        """One optimiser step; returns the loss and the gradient's norm before clipping."""
-        self.optimizer.zero_grad()
-        loss = flow_loss(self.model, images, labels)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.training.clip)
-        value = float(self.accelerator.reduce(loss.detach(), "mean"))
-        if not math.isfinite(value) or not math.isfinite(norm):
-            raise DivergedError(self._diverged(value))
-        self.optimizer.step()
-        self.schedule.step()
-        self.average.update_parameters(self.net)
-        return value, float(norm)
+    def log(self, norm: float, rate: float) -> None:
+        """Write what the last steps came to, into the journal and to the trackers."""
+        line = {
+            "loss": fmean(self.losses),
+            "gradient_norm": norm if math.isfinite(norm) else None,
+            "learning_rate": rate,
+        }
+        self.losses.clear()
+        if self.accelerator.is_main_process:
+            journal.append(
+                self.folder.log, {"step": self.done, **line, "seconds": round(self.seconds, 3)}
+            )
+        self.accelerator.log(line, step=self.done)
 
-    def _diverged(self, loss: float) -> str:
+    def step(self, stopping: Stopping) -> tuple[float, float, bool]:
+        """One optimiser step; the loss, the gradient's norm before clipping, whether to stop."""
+        accelerator, parts = self.accelerator, self.config.training.accumulate
+        process = accelerator.process_index
+        draws = self.order.at(self.done).part(process, accelerator.num_processes)
+        self.order.seed_layers(self.done, process)
+        total = torch.zeros((), device=accelerator.device)
+        for place in range(parts):
+            part = draws.part(place, parts)
+            chosen = part.places.to(self.images.device)
+            with accelerator.accumulate(self.model):
+                errors = flow_errors(self.model, self.images[chosen], self.labels[chosen], part)
+                loss = errors.mean()
+                accelerator.backward(loss)
+                total += loss.detach() / parts
+        norm = float(accelerator.clip_grad_norm_(self.parameters, self.config.training.clip))
+        asked = torch.full_like(total, stopping.asked is not None)
+        value, stop = accelerator.reduce(torch.stack([total, asked]), "mean").tolist()
+        self.check(value, norm)
+        self.stepper.step()
+        self.scheduler.step()
+        self.stepper.zero_grad()
+        if not self.stepper.step_was_skipped:
+            self.average.update_parameters(self.net)
+        return value, norm, stop > 0
+
+    def check(self, loss: float, norm: float) -> None:
+        """Stop a run that has diverged; fp16 overflows now and then, which its scaler mends."""
+        mended = self.accelerator.scaler is not None and self.overflows < _OVERFLOWS
+        self.overflows = 0 if math.isfinite(norm) else self.overflows + 1
+        if math.isfinite(loss) and (math.isfinite(norm) or mended):
+            return
         what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
-        kept = self.done - self.done % self.config.training.checkpoint_every
         checkpoint = (
-            f"the checkpoint of step {kept} is kept in {self.folder.checkpoint}"
-            if kept
+            f"the checkpoint of step {self.saved} is kept in {self.folder.checkpoint}"
+            if self.saved
             else "no checkpoint was written yet"
         )
-        return (
+        raise DivergedError(
             f"training stopped at step {self.done + 1}: {what}; {checkpoint}; "
             f"a smaller training.learning_rate than {self.config.training.learning_rate} may help"
         )
-
-
-def _forever(loader: Any) -> Iterator[Any]:
-    while True:
-        yield from loader
 
 
 def _warming_average(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import difflib
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Final
 
 import torch
+from jaxtyping import Float, Int
 from rich.console import Console
 from torch import Tensor
 
 from condmod import ConditionError
-from condmod_lab import report
-from condmod_lab.backbone import DigitNet
-from condmod_lab.config import SamplingConfig, TrainConfig
-from condmod_lab.data import CLASSES, SIDE, Split, load_digits
-from condmod_lab.flow import draw
-from condmod_lab.metrics import Judge
-from condmod_lab.run_folder import RunFolder, save_images, save_json, writing
-from condmod_lab.training import make_accelerator, train
+from condmod_lab import folders, journal, report
+from condmod_lab.config import TrainConfig
+from condmod_lab.data import Images, Split, load_data
+from condmod_lab.errors import DataError
+from condmod_lab.flow import draw, flow_errors
+from condmod_lab.launch import make_accelerator
+from condmod_lab.metrics import Judge, summarise
+from condmod_lab.network import Network
+from condmod_lab.order import held_out_draws
+from condmod_lab.run_folder import Into, RunFolder
+from condmod_lab.sections import SamplingConfig
+from condmod_lab.state import trained
+from condmod_lab.training import train
+from condmod_lab.writing import save_json, save_tensors, writing
 
-_CHUNK = 1000
+_CHUNK: Final = 1000
+_TIMES: Final = 8
+_HELD_OUT: Final = 2000
 
 
-def run(config: TrainConfig, console: Console, *, overwrite: bool = False) -> dict[str, Any]:
+def run(config: TrainConfig, console: Console, *, into: Into = "new") -> dict[str, Any]:
     """Train, draw samples, measure them, and leave everything in the run folder.
 
     Args:
         config: the run.
         console: where progress goes.
-        overwrite: whether a former run in the folder may be replaced.
+        into: what may happen to a former run in the folder; a finished one that is to go on is
+            left as it is.
 
     Returns:
         What metrics.json holds; empty in every process but the main one.
@@ -38,33 +52,91 @@ def run(config: TrainConfig, console: Console, *, overwrite: bool = False) -> di
     Raises:
         CondmodError: what is wrong; nothing that was there before is lost.
     """
-    split, folder, accelerator = load_digits(), RunFolder(Path(config.output)), make_accelerator()
+    split, folder = load_data(config.data), RunFolder(Path(config.output))
+    config = prepare(config, split)
+    if into == "resume" and (finished := folder.metrics()):
+        folder.check(config, into)
+        console.print(f"the run in {folder.path} is finished", soft_wrap=True, highlight=False)
+        return finished
+    accelerator = make_accelerator(config, folder.path)
+    if accelerator.is_main_process:
+        folder.check(config, into)
+        _tell_skipped(console, split)
+    with folders.lock(folder.path) if accelerator.is_main_process else nullcontext():
+        net = train(config, split, folder, accelerator, console, into=into)
+        metrics = (
+            _measure(config, net, split, folder, console) if (accelerator.is_main_process) else {}
+        )
+        accelerator.log({key: value for key, value in metrics.items() if key != "modulator"})
+        accelerator.end_training()
+    return metrics
+
+
+def prepare(config: TrainConfig, split: Split) -> TrainConfig:
+    """The config with all that depends on the data spelled out.
+
+    Raises:
+        ConfigError: there are too few samples to measure.
+        DataError: the images are too much alike to measure by.
+    """
+    Judge(split).check(_labels(config, split))
+    return config.resolve(len(split.classes))
+
+
+def _labels(config: TrainConfig, split: Split) -> Int[Tensor, " B"]:
+    """The classes in turn, one for each sample that a run is measured on."""
+    return torch.arange(config.sampling.samples) % len(split.classes)
+
+
+def _tell_skipped(console: Console, split: Split) -> None:
+    for line in split.skipped:
+        console.print(f"left out: {line}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _measure(
+    config: TrainConfig, net: Network, split: Split, folder: RunFolder, console: Console
+) -> dict[str, Any]:
+    """Draw samples, measure them, and write figures and pictures."""
+    sampling, seed = config.sampling, config.seed
+    console.print(f"drawing {sampling.samples} samples, with and without a label")
+    labels = _labels(config, split)
     started = time.monotonic()
-    net = train(config, split.train, folder, accelerator, console, overwrite=overwrite)
-    train_seconds = time.monotonic() - started
-    if not accelerator.is_main_process:
-        return {}
-    console.print(f"drawing {config.sampling.samples} samples, with and without a label")
-    labels = torch.arange(config.sampling.samples) % CLASSES
-    started = time.monotonic()
-    images = draw_digits(net, labels, config.sampling, seed=config.seed)
+    images = draw_images(net, labels, split.shape, sampling, seed=seed)
     sample_seconds = time.monotonic() - started
-    null = draw_digits(net, labels, config.sampling, seed=config.seed, present=False)
+    null = draw_images(net, labels, split.shape, sampling, seed=seed, present=False)
     judge = Judge(split)
+    items = {
+        "held_out_loss": held_out_errors(net, split.held_out, seed),
+        **judge.each(images, labels),
+    }
     metrics = {
-        **judge.measure(images, labels),
+        **{name: summarise(name, values) for name, values in items.items()},
+        "classifier_accuracy": judge.ceiling,
         "null_accuracy": judge.accuracy(null, labels),
         "num_samples": len(images),
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
-        "train_seconds": round(train_seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in trained(net).values()),
+        **_pace(journal.read(folder.log)),
         "sample_seconds": round(sample_seconds, 1),
         "modulator": str(config.modulator),
     }
-    save_json(folder.path / "metrics.json", metrics)
-    save_images(folder.path / "samples.safetensors", images, labels)
+    save_tensors(folder.path / "samples.safetensors", {"images": images, "labels": labels})
+    save_tensors(folder.path / "measures.safetensors", items)
     with writing(folder.path):
         _draw_report(folder, split, images, labels, metrics)
+    save_json(folder.figures, metrics)  # at the end, for it says that the run is finished
     return metrics
+
+
+def _pace(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """How long training took, and the median time of a step."""
+    paces = [
+        (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
+        for before, after in pairwise([{"step": 0, "seconds": 0.0}, *lines])
+    ]
+    return {
+        "train_seconds": round(lines[-1]["seconds"], 1),
+        "step_seconds": round(median(paces), 6),
+    }
 
 
 def _draw_report(
@@ -72,28 +144,52 @@ def _draw_report(
 ) -> None:
     report.draw_samples(
         folder.path / "samples.png",
-        [images[labels == label] for label in range(CLASSES)],
-        [split.held_out.of_class(label) for label in range(CLASSES)],
+        images,
+        labels,
+        split,
         f"conditioned by {metrics['modulator']}; the first drawn of each class, none chosen; "
         f"{metrics['conditional_accuracy']:.1%} of {len(images)} are read as asked",
     )
-    report.draw_loss(folder.path / "loss.png", folder.log)
+    report.draw_loss(folder.path / "loss.png", journal.read(folder.log))
 
 
-def draw_digits(
-    net: DigitNet, labels: Tensor, sampling: SamplingConfig, *, seed: int, present: bool = True
-) -> Tensor:
-    """Draw one digit for each label (B,), with the noise of `seed`; (B, 1, 8, 8) on the CPU.
+@torch.no_grad()
+def held_out_errors(net: Network, held_out: Images, seed: int) -> Float[Tensor, " N"]:
+    """The flow's loss on each held-out image, the mean over times from 0 to 1.
+
+    Args:
+        net: a trained network, in eval mode.
+        held_out: what it has not learned from; the first 2,000 images are used.
+        seed: decides noise and times, so that two networks meet the same.
+    """
+    device = next(net.parameters()).device
+    images, labels = held_out.images[:_HELD_OUT].to(device), held_out.labels[:_HELD_OUT].to(device)
+    _, channels, height, width = images.shape
+    draws = held_out_draws(seed, len(images), (channels, height, width), _TIMES)
+    return torch.stack([flow_errors(net, images, labels, some) for some in draws]).mean(0).cpu()
+
+
+def draw_images(
+    net: Network,
+    labels: Int[Tensor, " B"],
+    shape: tuple[int, int, int],
+    sampling: SamplingConfig,
+    *,
+    seed: int,
+    present: bool = True,
+) -> Float[Tensor, "B C H W"]:
+    """Draw one image for each label, with the noise of `seed`; on the CPU.
 
     Args:
         net: a trained network.
-        labels: (B,), the class of each digit.
+        labels: (B,), the class of each image.
+        shape: (C, H, W).
         sampling: how to draw.
         seed: decides the noise.
         present: False draws under the null condition, whatever the labels say.
     """
     device = next(net.parameters()).device
-    noise = torch.randn(len(labels), 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(seed))
     drawn = [
         draw(
             net,
@@ -112,28 +208,35 @@ def draw_digits(
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Where the digits of one label went, and how many of them the classifier reads as it."""
+    """Where the images of one label went, and how many of them the classifier reads as it.
+
+    Attributes:
+        picture: a PNG of them all.
+        tensors: images and labels as safetensors.
+        label: the class.
+        read_as_label: a share; None where the data that the classifier learns from is gone.
+    """
 
     picture: Path
     tensors: Path
-    count: int
-    read_as_label: float
+    label: str
+    read_as_label: float | None
 
 
 def sample(
     folder: RunFolder,
-    label: int,
+    label: str,
     *,
     count: int,
     seed: int,
     guidance: float | None = None,
 ) -> Drawn:
-    """Draw digits of one label from a finished run, into its folder `drawn`.
+    """Draw images of one label from a finished run, into its folder `drawn`.
 
     Args:
         folder: the run.
-        label: the class to draw.
-        count: how many digits.
+        label: the class to draw, by its name or its place.
+        count: how many images.
         seed: decides the noise.
         guidance: in place of the run's own.
 
@@ -142,18 +245,39 @@ def sample(
         CheckpointError: the run's checkpoint is missing, truncated or foreign.
         RunFolderError: the pictures cannot be written.
     """
-    if not 0 <= label < CLASSES:
-        raise ConditionError(f"a label is from 0 to {CLASSES - 1}; got {label}")
-    trained = folder.load()
-    sampling = trained.config.sampling
+    found = folder.load()
+    facts, sampling = found.facts, found.config.sampling
+    place = _place(label, facts.classes)
     if guidance is not None:
         sampling = sampling.model_copy(update={"guidance": guidance})
-    labels = torch.full((count,), label)
-    images = draw_digits(trained.net, labels, sampling, seed=seed)
-    picture = folder.drawn(f"label-{label}.png")
+    labels = torch.full((count,), place)
+    images = draw_images(found.net, labels, facts.shape, sampling, seed=seed)
+    name = facts.classes[place]
+    picture = folder.drawn(f"label-{_file_name(name)}.png")
     tensors = picture.with_suffix(".safetensors")
     with writing(picture):
-        report.draw_grid(picture, images, f"{label} as drawn by {folder.path.name}")
-    save_images(tensors, images, labels)
-    accuracy = Judge(load_digits()).accuracy(images, labels)
-    return Drawn(picture, tensors, count, accuracy)
+        report.draw_grid(picture, images, f"{name} as drawn by {folder.path.name}", ink=facts.ink)
+    save_tensors(tensors, {"images": images, "labels": labels})
+    try:
+        accuracy = Judge(load_data(found.config.data)).accuracy(images, labels)
+    except DataError:
+        accuracy = None
+    return Drawn(picture, tensors, name, accuracy)
+
+
+def _place(label: str, classes: tuple[str, ...]) -> int:
+    """The place of a class that is named, or given by its place."""
+    if label in classes:
+        return classes.index(label)
+    if label.isdecimal() and int(label) < len(classes):
+        return int(label)
+    if classes == tuple(map(str, range(len(classes)))):
+        raise ConditionError(f"a label is from 0 to {len(classes) - 1}; got {label}")
+    close = difflib.get_close_matches(label, classes, n=1)
+    mend = f"; did you mean {close[0]!r}?" if close else ""
+    shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    raise ConditionError(f"a label is one of {shown}; got {label!r}{mend}")
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)[:60]

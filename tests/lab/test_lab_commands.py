@@ -21,6 +21,7 @@ FIGURES = {
     "conditional_accuracy",
     "null_accuracy",
     "classifier_accuracy",
+    "held_out_loss",
     "diversity_ratio",
     "novelty_ratio",
     "precision",
@@ -28,6 +29,7 @@ FIGURES = {
     "num_samples",
     "train_seconds",
     "sample_seconds",
+    "step_seconds",
     "parameters",
     "modulator",
 }
@@ -68,10 +70,13 @@ def run(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_folder_holds_all_that_was_promised(run: Path) -> None:
-    assert sorted(entry.name for entry in run.iterdir() if entry.name != "drawn") == [
+    assert sorted(
+        entry.name for entry in run.iterdir() if entry.name not in (".lock", "drawn")
+    ) == [
         "checkpoint",
         "config.yaml",
         "loss.png",
+        "measures.safetensors",
         "metrics.json",
         "metrics.jsonl",
         "samples.png",
@@ -120,7 +125,7 @@ def test_train_prints_json_alone_on_stdout(
 def test_train_refuses_a_run_that_exists_and_overwrites_it_when_asked(
     example: Path, run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunFolderExistsError, match="add --overwrite to replace it"):
+    with pytest.raises(RunFolderExistsError, match="--overwrite to replace it"):
         commands.train(example, output=str(run))
     folder = tmp_path / "again"
     commands.train(example, output=str(folder), set_=["seed=1"])
@@ -144,24 +149,24 @@ def test_demo_overwrites_its_own_run_folder_and_no_other(
 def test_sample_draws_one_label_the_same_by_seed(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands.sample(run, label=3, count=12)
+    commands.sample(run, label="3", count=12)
     first = load_file(run / "drawn" / "label-3.safetensors")
     assert (run / "drawn" / "label-3.png").read_bytes().startswith(b"\x89PNG")
     assert first["images"].shape == (12, 1, 8, 8)
     assert first["labels"].tolist() == [3] * 12
-    assert "drew 12 digits of class 3" in capsys.readouterr().out
-    commands.sample(run, label=3, count=12, json=True)
+    assert "drew 12 images of class 3" in capsys.readouterr().out
+    commands.sample(run, label="3", count=12, json=True)
     printed = json.loads(capsys.readouterr().out)
     assert printed.keys() == {"label", "count", "picture", "tensors", "read_as_label"}
     assert load_file(printed["tensors"])["images"].equal(first["images"])
-    commands.sample(run, label=3, count=12, seed=1)
+    commands.sample(run, label="3", count=12, seed=1)
     assert not load_file(printed["tensors"])["images"].equal(first["images"])
-    commands.sample(run, label=3, count=12, guidance=4.0)
+    commands.sample(run, label="3", count=12, guidance=4.0)
     assert not load_file(printed["tensors"])["images"].equal(first["images"])
 
 
-@pytest.mark.parametrize("label", [-1, 10])
-def test_sample_refuses_a_label_that_is_no_class(run: Path, label: int) -> None:
+@pytest.mark.parametrize("label", ["-1", "10", "three"])
+def test_sample_refuses_a_label_that_is_no_class(run: Path, label: str) -> None:
     with pytest.raises(ConditionError) as caught:
         commands.sample(run, label=label)
     assert str(caught.value) == f"a label is from 0 to 9; got {label}"
@@ -169,7 +174,7 @@ def test_sample_refuses_a_label_that_is_no_class(run: Path, label: int) -> None:
 
 def test_sample_from_a_folder_without_a_run_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no condmod checkpoint"):
-        commands.sample(tmp_path, label=3)
+        commands.sample(tmp_path, label="3")
 
 
 def test_help_shows_an_example_and_imports_no_torch() -> None:
@@ -221,7 +226,7 @@ def test_ctrl_c_in_the_middle_of_training_leaves_a_checkpoint_and_exit_130(
     assert re.search(r"interrupted: the checkpoint of step \d+ is in ", err)
     assert "Traceback" not in err
     assert json.loads((folder / "checkpoint" / "checkpoint.json").read_text())["step"] >= 1
-    commands.sample(folder, label=3)
+    commands.sample(folder, label="3")
 
 
 def _wait_for_a_line(log: Path, process: "subprocess.Popen[str]") -> None:

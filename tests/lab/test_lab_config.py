@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "digits.yaml"
 
 
 def test_the_example_file_spells_out_the_defaults() -> None:
-    assert load_config(EXAMPLE) == TrainConfig()
+    assert load_config(EXAMPLE) == TrainConfig().resolve(10)
 
 
 def test_validate_and_schema_know_what_train_reads() -> None:
@@ -87,7 +87,8 @@ def test_an_override_keeps_its_neighbours_and_the_last_one_wins() -> None:
         (
             "backbone={channels: 8}",
             "--set backbone={channels: 8}: a config has no field 'backbone'; set one of "
-            "backbone.channels, backbone.blocks, backbone.groups, backbone.condition_dim",
+            "backbone.name, backbone.channels, backbone.blocks, backbone.groups, "
+            "backbone.condition_dim, backbone.heads, backbone.patch",
         ),
         ("seed", "--set takes key=value, as in training.steps=500; got 'seed'"),
         (
@@ -105,6 +106,23 @@ def test_an_override_keeps_its_neighbours_and_the_last_one_wins() -> None:
         (
             "backbone.groups=5",
             "the config is wrong:\n  backbone: groups (5) must divide channels (32)",
+        ),
+        (
+            "backbone.name=unet",
+            "the config is wrong:\n  backbone.name: should be 'conv', 'transformer'; got 'unet'",
+        ),
+        (
+            "backbone.patch=2",
+            "the config is wrong:\n  backbone.patch: no such field; "
+            "it is one of backbone.name=transformer",
+        ),
+        (
+            "data.name=folder",
+            "the config is wrong:\n  data.path: required; got no value",
+        ),
+        (
+            "trackers=tensorboard",
+            "the config is wrong:\n  trackers: should be a list; got 'tensorboard'",
         ),
         (
             "training.learning_rate=.inf",

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from condmod_lab.flow import draw, flow_loss, guided
+from condmod_lab.flow import draw, flow_errors, guided
+from condmod_lab.order import Order
 
 
 def labelled(x: Tensor, t: Tensor, labels: Tensor, present: Tensor) -> Tensor:
@@ -52,14 +53,17 @@ def test_absent_labels_reach_the_network_as_absent_and_samples_are_clamped() -> 
     assert draw(labelled, X, LABELS, steps=1)[2, 0, 0, 0] == 1.0
 
 
-def test_the_loss_is_that_of_the_straight_path_from_noise_to_data() -> None:
-    """The exact velocity has loss 0: from x_t and x1 it is (x1 - x_t) / (1 - t)."""
-    data = torch.randn(64, 1, 2, 2, dtype=torch.float64)
+def test_the_error_is_that_of_the_straight_path_from_noise_to_data() -> None:
+    """The exact velocity has error 0: from x_t and x1 it is (x1 - x_t) / (1 - t)."""
+    data, labels = torch.randn(64, 1, 2, 2, dtype=torch.float64), torch.arange(64)
+    draws = Order(seed=0, count=64, batch=64, shape=(1, 2, 2), label_drop=0.5).at(0)
 
-    def exact(x: Tensor, t: Tensor, labels: Tensor, present: Tensor) -> Tensor:
-        assert present.all()
-        assert ((t >= 0) & (t < 1)).all()
+    def exact(x: Tensor, t: Tensor, given: Tensor, present: Tensor) -> Tensor:
+        assert torch.equal(given, labels)
+        assert torch.equal(present, draws.present)
         return (data - x) / (1 - t).view(-1, 1, 1, 1)
 
-    assert flow_loss(exact, data, torch.zeros(64, dtype=torch.long)) < 1e-6
-    assert flow_loss(lambda x, *_: torch.zeros_like(x), data, torch.zeros(64).long()) > 1
+    assert flow_errors(exact, data, labels, draws).max() < 1e-6
+    still = flow_errors(lambda x, *_: torch.zeros_like(x), data, labels, draws)
+    expected = (data - draws.noise).square().flatten(1).mean(1)
+    assert torch.allclose(still, expected)

@@ -12,12 +12,14 @@ import torch
 
 from condmod import CheckpointError
 from condmod.serialization import save_checkpoint
-from condmod_lab.backbone import build
+from condmod_lab import folders
 from condmod_lab.config import TrainConfig
 from condmod_lab.errors import RunFolderError, RunFolderExistsError
-from condmod_lab.run_folder import RunFolder
+from condmod_lab.network import build
+from condmod_lab.run_folder import DataFacts, Into, RunFolder
 
 Tiny = Callable[..., TrainConfig]
+FACTS = DataFacts(tuple("0123456789"), (1, 8, 8), ink=True)
 
 
 @pytest.fixture
@@ -27,21 +29,32 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def finished(folder: RunFolder, tiny: Tiny) -> RunFolder:
-    config = tiny()
-    folder.claim(config, overwrite=False)
-    folder.save(build(config), config, step=5)
-    folder.log.write_text("{}\n")
+    config = tiny().resolve(10)
+    folder.claim(config, "new")
+    save(folder, config, step=5)
+    folder.log.write_text('{"step": 5, "loss": 1.0, "seconds": 2.0}\n')
     return folder
+
+
+def save(folder: RunFolder, config: TrainConfig, step: int) -> None:
+    folder.save(tensors(config), config, FACTS, step, training={})
+
+
+def tensors(config: TrainConfig) -> dict[str, torch.Tensor]:
+    return {
+        f"average.{name}": value
+        for name, value in build(config, 10, FACTS.shape).state_dict().items()
+    }
 
 
 def test_a_former_run_is_refused_without_overwrite_and_left_as_it_was(
     finished: RunFolder, tiny: Tiny
 ) -> None:
     with pytest.raises(RunFolderExistsError) as caught:
-        finished.claim(tiny(), overwrite=False)
+        finished.claim(tiny(), "new")
     assert str(caught.value) == (
-        f"{finished.path} holds a run already; add --overwrite to replace it, "
-        "or name another folder with --output"
+        f"{finished.path} holds a run already; add --resume to go on with it, --overwrite to "
+        "replace it, or name another folder with --output"
     )
     assert isinstance(caught.value, FileExistsError)
     assert finished.load().step == 5
@@ -49,17 +62,17 @@ def test_a_former_run_is_refused_without_overwrite_and_left_as_it_was(
 
 def test_overwrite_removes_every_result_of_the_former_run(finished: RunFolder, tiny: Tiny) -> None:
     (finished.path / ".checkpoint.123.new").mkdir()
-    finished.claim(tiny("seed=9"), overwrite=True)
+    finished.claim(tiny("seed=9"), "overwrite")
     assert [entry.name for entry in finished.path.iterdir()] == ["config.yaml"]
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("into", ["new", "overwrite", "resume"])
 def test_a_folder_with_anything_else_in_it_is_never_overwritten(
-    finished: RunFolder, tiny: Tiny, overwrite: bool
+    finished: RunFolder, tiny: Tiny, into: Into
 ) -> None:
     (finished.path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunFolderExistsError, match=r"holds what no run wrote \(thesis.tex\)"):
-        finished.claim(tiny(), overwrite=overwrite)
+        finished.claim(tiny(), into)
     assert finished.load().step == 5
 
 
@@ -70,7 +83,7 @@ def test_a_foreign_folder_whose_file_happens_to_have_our_name_is_never_overwritt
     folder.path.mkdir(parents=True)
     (folder.path / name).write_text("theirs: 1\n")
     with pytest.raises(RunFolderExistsError, match="holds no config or checkpoint of a run"):
-        folder.claim(tiny(), overwrite=True)
+        folder.claim(tiny(), "overwrite")
     assert (folder.path / name).read_text() == "theirs: 1\n"
 
 
@@ -79,13 +92,13 @@ def test_overwriting_does_not_follow_links(finished: RunFolder, tiny: Tiny, tmp_
     elsewhere.mkdir()
     (elsewhere / "kept").write_text("kept")
     (finished.path / "drawn").symlink_to(elsewhere)
-    finished.claim(tiny(), overwrite=True)
+    finished.claim(tiny(), "overwrite")
     assert (elsewhere / "kept").read_text() == "kept"
 
 
 def test_an_empty_folder_is_taken(folder: RunFolder, tiny: Tiny) -> None:
     folder.path.mkdir(parents=True)
-    folder.claim(tiny(), overwrite=False)
+    folder.claim(tiny(), "new")
     assert (folder.path / "config.yaml").is_file()
 
 
@@ -93,9 +106,9 @@ def test_a_file_in_the_place_of_the_folder_is_refused(folder: RunFolder, tiny: T
     folder.path.parent.mkdir(parents=True)
     folder.path.write_text("a file")
     with pytest.raises(RunFolderExistsError, match="is a file; name another folder"):
-        folder.claim(tiny(), overwrite=True)
+        folder.claim(tiny(), "overwrite")
     with pytest.raises(RunFolderError, match=r"cannot write the run folder .*: Not a directory"):
-        RunFolder(folder.path / "below").claim(tiny(), overwrite=True)
+        RunFolder(folder.path / "below").claim(tiny(), "overwrite")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -103,18 +116,18 @@ def test_a_folder_without_write_permission_is_refused(folder: RunFolder, tiny: T
     folder.path.mkdir(parents=True)
     folder.path.chmod(0o500)
     with pytest.raises(RunFolderError, match=r"cannot write the run folder .*: Permission denied"):
-        folder.claim(tiny(), overwrite=False)
+        folder.claim(tiny(), "new")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system of Linux")
 def test_a_folder_on_a_file_system_that_takes_no_files_is_refused(tiny: Tiny) -> None:
     with pytest.raises(RunFolderError, match="cannot write the run folder /proc/self/run: "):
-        RunFolder(Path("/proc/self/run")).claim(tiny(), overwrite=False)
+        RunFolder(Path("/proc/self/run")).claim(tiny(), "new")
 
 
 def test_a_checkpoint_gives_back_network_config_and_step(finished: RunFolder, tiny: Tiny) -> None:
     trained = finished.load()
-    assert (trained.step, trained.config) == (5, tiny())
+    assert (trained.step, trained.config, trained.facts) == (5, tiny().resolve(10), FACTS)
     assert not trained.net.training
 
 
@@ -144,13 +157,15 @@ def test_a_checkpoint_of_something_else_is_a_clear_error(folder: RunFolder) -> N
 def test_a_checkpoint_whose_config_was_tampered_with_is_a_clear_error(
     finished: RunFolder, tiny: Tiny
 ) -> None:
-    tensors = build(tiny()).state_dict()
-    document = {"kind": "condmod_lab.digits", "step": 5}
-    save_checkpoint(finished.checkpoint, tensors, document)
-    with pytest.raises(CheckpointError, match="holds no readable config and step"):
-        finished.load()
+    held = tensors(tiny())
+    document = json.loads((finished.checkpoint / "checkpoint.json").read_text())
+    for key in ("config", "step", "data"):
+        lacking = {name: value for name, value in document.items() if name != key}
+        save_checkpoint(finished.checkpoint, held, lacking)
+        with pytest.raises(CheckpointError, match="holds no readable config, step and data"):
+            finished.load()
     other = tiny("backbone.channels=16").model_dump(mode="json")
-    save_checkpoint(finished.checkpoint, tensors, {**document, "config": other})
+    save_checkpoint(finished.checkpoint, held, {**document, "config": other})
     with pytest.raises(
         CheckpointError, match=r"does not fit its own config: \d+ tensors are missing"
     ):
@@ -168,7 +183,7 @@ def test_a_disk_that_is_full_is_a_clear_error_and_keeps_the_last_checkpoint(
     monkeypatch.setattr("condmod_lab.run_folder.save_checkpoint", full)
     trained = finished.load()
     with pytest.raises(RunFolderError) as caught:
-        finished.save(trained.net, trained.config, step + 1)
+        save(finished, trained.config, step + 1)
     assert str(caught.value) == f"cannot write {finished.checkpoint}: No space left on device"
     assert finished.load().step == step
 
@@ -185,3 +200,23 @@ def test_what_a_run_writes_can_be_read_by_others_as_the_umask_says(finished: Run
     modes = {path.name: path.stat().st_mode & 0o777 for path in finished.path.rglob("*.*")}
     plain = modes["config.yaml"]
     assert {name: mode for name, mode in modes.items() if mode != plain and "." in name[1:]} == {}
+
+
+def test_two_runs_do_not_write_into_one_folder(folder: RunFolder) -> None:
+    """The lock goes with its process, however that ends; see the kills of test_lab_commands."""
+    with folders.lock(folder.path):
+        with pytest.raises(RunFolderError) as caught, folders.lock(folder.path):
+            pass
+        assert str(caught.value) == (
+            f"another run is writing into {folder.path}; wait for its end, "
+            "or name another folder with --output"
+        )
+    with folders.lock(folder.path):
+        pass
+
+
+def test_metrics_that_no_run_wrote_are_a_clear_error(finished: RunFolder) -> None:
+    assert finished.metrics() == {}
+    finished.figures.write_text("{")
+    with pytest.raises(RunFolderError, match=r"metrics\.json is not readable JSON"):
+        finished.metrics()

@@ -1,37 +1,54 @@
-"""The loop: the same by seed, stopped by NaN and by Ctrl-C, and nothing lost either way."""
+"""The loop: the same by seed, by process count and after a stop; halted by NaN and by signals."""
 
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
-from torch import Tensor
+from safetensors.torch import load_file
 
-from condmod import CondmodError
+from condmod import CheckpointError, CondmodError
+from condmod.serialization import save_checkpoint
+from condmod_lab import flow, journal
 from condmod_lab.config import TrainConfig
-from condmod_lab.data import Digits, load_digits
-from condmod_lab.errors import ConfigError, DivergedError, RunFolderExistsError
-from condmod_lab.run_folder import RunFolder
-from condmod_lab.training import make_accelerator, train
-from condmod_lab.workflow import draw_digits
+from condmod_lab.data import Images, Split, load_digits
+from condmod_lab.errors import ConfigError, DivergedError, RunFolderError, RunFolderExistsError
+from condmod_lab.launch import make_accelerator
+from condmod_lab.network import Network
+from condmod_lab.order import Order
+from condmod_lab.run_folder import Into, RunFolder
+from condmod_lab.training import train
+from condmod_lab.workflow import draw_images
 
 Tiny = Callable[..., TrainConfig]
 
 
-def start(config: TrainConfig, console: Console, digits: Digits | None = None) -> RunFolder:
-    folder = RunFolder(Path(config.output))
-    train(config, digits or load_digits().train, folder, make_accelerator(), console)
+def start(
+    config: TrainConfig, console: Console, split: Split | None = None, into: Into = "new"
+) -> RunFolder:
+    folder, config = RunFolder(Path(config.output)), config.resolve(10)
+    accelerator = make_accelerator(config, folder.path)
+    train(config, split or load_digits(), folder, accelerator, console, into=into)
+    accelerator.end_training()
     return folder
 
 
 def losses(folder: RunFolder) -> list[float]:
-    return [json.loads(line)["loss"] for line in folder.log.read_text().splitlines()]
+    return [line["loss"] for line in journal.read(folder.log)]
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(folder.checkpoint / "tensors.safetensors")
 
 
 def test_a_run_leaves_config_checkpoint_and_a_line_every_few_steps(
@@ -62,7 +79,9 @@ def test_the_seed_decides_every_loss_every_weight_and_every_sample(
     for a, b in zip(one.net.state_dict().values(), two.net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     labels = torch.arange(4)
-    drawn = [draw_digits(run.net, labels, run.config.sampling, seed=3) for run in (one, two)]
+    drawn = [
+        draw_images(run.net, labels, (1, 8, 8), run.config.sampling, seed=3) for run in (one, two)
+    ]
     assert torch.equal(*drawn)
 
 
@@ -71,17 +90,13 @@ def test_training_lowers_the_loss(tiny: Tiny, console: Console) -> None:
     assert history[-1] < 0.8 * history[0]
 
 
-class PoisonedDigits(Digits):
-    """Real digits, one batch of which turns into NaN, as a broken file would give."""
-
-    def __init__(self, digits: Digits, batch: int) -> None:
-        super().__init__(digits.images, digits.labels)
-        object.__setattr__(self, "batches_left", [batch])
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        images, labels = super().__getitems__(indices)
-        self.batches_left[0] -= 1
-        return (images * math.nan if self.batches_left[0] == 0 else images), labels
+def poisoned(config: TrainConfig, step: int) -> Split:
+    """The digits, one of those that a step sees turned into NaN, as a broken file would give."""
+    split = load_digits()
+    order = Order(config.seed, len(split.train), config.training.batch, split.shape, 0.0)
+    images = split.train.images.clone()
+    images[order.at(step - 1).places[0]] = math.nan
+    return replace(split, train=Images(images, split.train.labels))
 
 
 def test_a_loss_that_is_nan_stops_at_its_step_and_keeps_the_last_good_checkpoint(
@@ -89,7 +104,7 @@ def test_a_loss_that_is_nan_stops_at_its_step_and_keeps_the_last_good_checkpoint
 ) -> None:
     config = tiny("training.steps=9")
     with pytest.raises(DivergedError) as caught:
-        start(config, console, PoisonedDigits(load_digits().train, batch=5))
+        start(config, console, poisoned(config, step=5))
     folder = RunFolder(Path(config.output))
     assert str(caught.value) == (
         "training stopped at step 5: the loss is nan; "
@@ -107,45 +122,232 @@ def test_a_nan_before_the_first_checkpoint_says_that_there_is_none(
 ) -> None:
     config = tiny()
     with pytest.raises(DivergedError, match=r"at step 1: .*; no checkpoint was written yet"):
-        start(config, console, PoisonedDigits(load_digits().train, batch=1))
+        start(config, console, poisoned(config, step=1))
     assert not RunFolder(Path(config.output)).checkpoint.exists()
 
 
-class InterruptedDigits(Digits):
-    """Real digits; whoever reads the fifth batch hears Ctrl-C."""
+def interrupt_in_step(step: int, monkeypatch: pytest.MonkeyPatch, times: int = 1) -> None:
+    """Send Ctrl-C in the middle of a step."""
+    steps = []
 
-    def __init__(self, digits: Digits) -> None:
-        super().__init__(digits.images, digits.labels)
-        object.__setattr__(self, "batches", [])
+    def errors(*args: Any) -> torch.Tensor:
+        steps.append(None)
+        if len(steps) == step:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return flow.flow_errors(*args)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        self.batches.append(indices)
-        if len(self.batches) == 5:
-            raise KeyboardInterrupt
-        return super().__getitems__(indices)
+    monkeypatch.setattr("condmod_lab.training.flow_errors", errors)
 
 
-def test_ctrl_c_writes_a_checkpoint_says_so_and_goes_on_its_way(
-    tiny: Tiny, console: Console
+def test_ctrl_c_ends_its_step_writes_a_checkpoint_says_so_and_goes_on_its_way(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny("training.checkpoint_every=100")
+    interrupt_in_step(4, monkeypatch)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        start(config, console, InterruptedDigits(load_digits().train))
+        start(config, console)
     folder = RunFolder(Path(config.output))
-    step = folder.load().step
-    assert 1 <= step <= 4
-    assert f"interrupted: the checkpoint of step {step} is in {folder.checkpoint}\n" in (
-        console.file.getvalue()
+    assert folder.load().step == 4
+    assert (
+        f"interrupted: the checkpoint of step 4 is in {folder.checkpoint}; "
+        "go on from there with --resume\n"
+    ) in console.file.getvalue()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("training.checkpoint_every=100")
+    interrupt_in_step(4, monkeypatch, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, console)
+    assert not RunFolder(Path(config.output)).checkpoint.exists()
+
+
+@pytest.mark.parametrize("stopped_in", [1, 3, 5, 8])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["training.precision=bf16"],
+        ["training.precision=fp16"],
+        ["training.accumulate=2"],
+        ["encoder=fuse(inputs={'time': timestep, 'label': label(classes=10, nullable=True, "
+         "drop=0.5)})"],
+    ],
+    ids=["plain", "bf16", "fp16", "accumulated", "an encoder that draws"],
+)  # fmt: skip
+def test_a_run_that_goes_on_is_the_run_that_never_stopped_bit_for_bit(
+    tiny: Tiny,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    stopped_in: int,
+    options: list[str],
+) -> None:
+    """Losses, norms, rates, averaged weights: data order, draws, optimiser and EMA are all back."""
+    options = [*options, "training.steps=9"]
+    whole = start(tiny(*options, output=str(tmp_path / "whole")), console)
+    config = tiny(*options, output=str(tmp_path / "stopped"))
+    with monkeypatch.context() as patch:
+        parts = config.training.accumulate
+        interrupt_in_step(stopped_in * parts, patch)
+        with pytest.raises(KeyboardInterrupt):
+            start(config, console)
+    torch.randn(3)  # whatever happened in between
+    resumed = start(config, console, into="resume")
+    assert f"from step {stopped_in} in " in console.file.getvalue()
+    one, two = journal.read(whole.log), journal.read(resumed.log)
+    assert [{**line, "seconds": 0} for line in one] == [{**line, "seconds": 0} for line in two]
+    assert weights(whole).keys() == weights(resumed).keys()
+    assert all(value.equal(weights(resumed)[name]) for name, value in weights(whole).items())
+
+
+def test_lines_after_the_checkpoint_are_written_again_not_twice(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves a journal that is ahead of the last checkpoint, and maybe a torn line."""
+    config = tiny("training.steps=9")
+    interrupt_in_step(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, console)
+    folder = RunFolder(Path(config.output))
+    with folder.log.open("a") as log:
+        log.write('{"step": 4, "loss": 7.0, "seconds": 1.0}\n{"step": 6, "lo')
+    start(config, console, into="resume")
+    assert [line["step"] for line in journal.read(folder.log)] == [2, 4, 6, 8, 9]
+    assert 7.0 not in losses(folder)
+
+
+def test_a_run_that_never_came_to_a_checkpoint_begins_again(tiny: Tiny, console: Console) -> None:
+    config = tiny()
+    RunFolder(Path(config.output)).claim(config.resolve(10), "new")
+    folder = start(config, console, into="resume")
+    assert folder.load().step == 6
+
+
+def test_resume_begins_where_there_is_nothing_yet(tiny: Tiny, console: Console) -> None:
+    assert start(tiny(), console, into="resume").load().step == 6
+
+
+def test_a_checkpoint_of_another_config_is_refused_with_the_difference(
+    tiny: Tiny, console: Console
+) -> None:
+    folder = start(tiny(), console)
+    other = tiny("training.batch=32", modulator="film(scale='one_plus')")
+    with pytest.raises(RunFolderError) as caught:
+        start(other, console, into="resume")
+    assert str(caught.value) == (
+        f"{folder.path} holds a run of another config, so it cannot go on with this one; it has\n"
+        "  modulator.name: dense_film, not film\n"
+        "  modulator.activation: nothing, not silu\n"
+        "  training.batch: 16, not 32\n"
+        "  modulator.residual: False, not nothing\n"
+        "give the same config, add --overwrite to replace the run, or name another folder with "
+        "--output"
     )
+    (folder.path / "config.yaml").write_text(other.resolve(10).to_yaml())
+    with pytest.raises(RunFolderError, match=r"training\.batch: 16, not 32"):
+        start(other, console, into="resume")
 
 
-def test_fewer_digits_than_a_batch_are_refused(tiny: Tiny, console: Console) -> None:
-    digits = load_digits().train
-    few = Digits(digits.images[:15], digits.labels[:15])
+@pytest.mark.parametrize("lost", ["model.body.exit.weight", "optimizer.exp_avg.body.exit.weight"])
+def test_a_checkpoint_that_lacks_a_part_cannot_go_on(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    config = tiny()
+    interrupt_in_step(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, console)
+    folder = RunFolder(Path(config.output))
+    document = json.loads((folder.checkpoint / "checkpoint.json").read_text())
+    kept = {name: value for name, value in weights(folder).items() if name != lost}
+    assert len(kept) == len(weights(folder)) - 1
+    save_checkpoint(folder.checkpoint, kept, document)
+    with pytest.raises(CheckpointError, match=r"exit\.weight"):
+        start(config, console, into="resume")
+    save_checkpoint(folder.checkpoint, weights(folder), {**document, "training": {}})
+    with pytest.raises(CheckpointError):
+        start(config, console, into="resume")
+
+
+def test_a_finished_checkpoint_holds_no_more_than_sampling_needs(
+    tiny: Tiny, console: Console
+) -> None:
+    folder = start(tiny(), console)
+    assert all(name.startswith("average.") for name in weights(folder))
+
+
+@pytest.mark.parametrize("parts", [2, 4, 16])
+def test_a_batch_in_parts_is_the_same_batch(
+    tiny: Tiny, console: Console, tmp_path: Path, parts: int
+) -> None:
+    whole = start(tiny(output=str(tmp_path / "whole")), console)
+    split = start(tiny(f"training.accumulate={parts}", output=str(tmp_path / "parts")), console)
+    assert losses(split) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_bf16_trains_close_to_fp32_and_keeps_its_weights_in_fp32(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    full = start(tiny(output=str(tmp_path / "fp32")), console)
+    half = start(tiny("training.precision=bf16", output=str(tmp_path / "bf16")), console)
+    assert losses(half) == pytest.approx(losses(full), rel=0.02)
+    assert losses(half) != losses(full)
+    assert {value.dtype for value in weights(half).values() if value.is_floating_point()} == {
+        torch.float32
+    }
+
+
+def test_the_average_is_what_samples_are_drawn_with_and_lags_behind(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With w the weights after each step, a_n = d·a_(n-1) + (1 - d)·w_n, d from 2/11 up."""
+    config = tiny("training.checkpoint_every=1", "training.steps=9")
+    seen = []
+    save = RunFolder.save
+
+    def kept(self: RunFolder, tensors: dict[str, torch.Tensor], *rest: Any) -> None:
+        seen.append({name: value.clone() for name, value in tensors.items()})
+        save(self, tensors, *rest)
+
+    monkeypatch.setattr(RunFolder, "save", kept)
+    folder = start(config, console)
+    name = "body.exit.weight"
+    expected = seen[0][f"model.{name}"]
+    for number, tensors in enumerate(seen[1:-1], start=1):
+        decay = min(0.995, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * tensors[f"model.{name}"]
+        assert torch.allclose(tensors[f"average.{name}"], expected, atol=1e-6)
+    assert torch.equal(folder.load().net.state_dict()[name], weights(folder)[f"average.{name}"])
+
+
+def test_withheld_labels_are_a_share_and_the_encoders_presence(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = []
+    forward = Network.forward
+
+    def noted(self: Network, *args: torch.Tensor) -> torch.Tensor:
+        present.append(args[3])
+        return forward(self, *args)
+
+    monkeypatch.setattr(Network, "forward", noted)
+    start(tiny("training.label_drop=0.25", "training.steps=40"), console)
+    share = 1 - torch.cat(present[1:]).double().mean()  # the first is the trial before training
+    assert share == pytest.approx(0.25, abs=0.05)
+
+
+def test_fewer_images_than_a_batch_are_refused(tiny: Tiny, console: Console) -> None:
+    split = load_digits()
+    few = replace(split, train=Images(split.train.images[:15], split.train.labels[:15]))
     with pytest.raises(ConfigError) as caught:
         start(tiny(), console, few)
     assert str(caught.value) == (
-        "training.batch is at most the number of digits to learn from, 15; got 16"
+        "training.batch is at most the number of images to learn from, 15; got 16"
     )
 
 
@@ -186,28 +388,112 @@ def test_on_a_terminal_progress_is_a_bar_with_loss_rate_and_time_left(tiny: Tiny
         assert part in shown
 
 
-def test_two_processes_share_one_run(tiny: Tiny, tmp_path: Path) -> None:
-    """The loop stands on accelerate: a launcher is all that more devices need."""
-    config = tiny()
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    (tmp_path / "launched.py").write_text(
-        "from pathlib import Path\n"
-        "from condmod_lab import commands\n"
-        f"commands.train(Path({str(tmp_path / 'config.yaml')!r}))\n"
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            str(tmp_path / "launched.py"),
-        ],
-        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["training.accumulate=3"],
+            "training.batch is shared out equally over processes and accumulated parts; "
+            "16 images do not go into 1 x 3; 15 do",
+        ),
+        (
+            ["training.accumulate=17"],
+            "training.batch is shared out equally over processes and accumulated parts; "
+            "16 images do not go into 1 x 17; 17 do",
+        ),
+        (
+            ["trackers=[tensorbored]"],
+            "trackers should be of aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, "
+            "trackio, wandb; got 'tensorbored'",
+        ),
+        (
+            ["trackers=[dvclive]"],
+            "the tracker 'dvclive' is not installed; install it with: pip install dvclive",
+        ),
+    ],
+)
+def test_what_the_machine_cannot_do_is_told_before_training(
+    tiny: Tiny, console: Console, options: list[str], message: str
+) -> None:
+    config = tiny(*options)
+    with pytest.raises(ConfigError) as caught:
+        start(config, console)
+    assert str(caught.value) == message
+    assert not Path(config.output).exists()
+
+
+def test_tensorboard_shows_the_journal(tiny: Tiny, console: Console) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = start(tiny("trackers=[tensorboard]"), console)
+    shown = EventAccumulator(str(folder.path / "tracking" / "condmod"))
+    shown.Reload()
+    for key in ("loss", "gradient_norm", "learning_rate"):
+        scalars = [(event.step, event.value) for event in shown.Scalars(key)]
+        logged = [(line["step"], line[key]) for line in journal.read(folder.log)]
+        assert scalars == [(step, pytest.approx(value, rel=1e-6)) for step, value in logged]
+
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    "accelerate": [
+        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"),
+        *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
+        "--main_process_port=0",
+    ],
+}
+
+
+def launch(launcher: str, file: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *LAUNCHERS[launcher], "-m", "condmod", "train", str(file), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
+
+
+@pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
+def test_two_processes_are_one_run_from_the_same_yaml(
+    tiny: Tiny, console: Console, tmp_path: Path, launcher: str
+) -> None:
+    """Two gloo processes meet the same images, noise and times as one, and average to its loss."""
+    options = ["training.steps=12", "training.accumulate=2"]
+    one = start(tiny(*options, output=str(tmp_path / "one")), console)
+    file = tmp_path / "config.yaml"
+    file.write_text(tiny(*options).to_yaml())
+    done = launch(launcher, file)
     assert done.returncode == 0, done.stderr
-    folder = RunFolder(Path(config.output))
-    assert len(losses(folder)) == 3
-    assert folder.load().step == 6
-    assert done.stdout.count("digits drawn by") == 1
+    two = RunFolder(tmp_path / "run")
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    for name, value in weights(one).items():
+        assert torch.allclose(value, weights(two)[name], atol=2e-3), name  # Adam divides by ~0
+    assert two.load().step == 12
+    assert done.stdout.count("images drawn by") == 1
+    assert sorted(yaml.safe_load((two.path / "config.yaml").read_text())) == sorted(
+        yaml.safe_load(file.read_text())
+    )
+
+
+def test_a_run_of_one_process_goes_on_with_two(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = start(tiny("training.steps=12", output=str(tmp_path / "whole")), console)
+    config = tiny("training.steps=12")
+    interrupt_in_step(5, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, console)
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    done = launch("torchrun", file, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert losses(RunFolder(tmp_path / "run")) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(tiny("training.batch=15").to_yaml())
+    done = launch("torchrun", file)
+    assert done.returncode == 1
+    assert "15 images do not go into 2 x 1; 14 do" in done.stderr

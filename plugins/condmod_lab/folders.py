@@ -1,0 +1,81 @@
+"""Folders that a run writes into: made, locked, and never overwritten where they hold more."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from condmod_lab.errors import RunFolderError, RunFolderExistsError
+from condmod_lab.writing import writing
+
+LOCK = ".lock"
+
+
+def make(path: Path) -> None:
+    """Make a folder, and see that it can be written.
+
+    Raises:
+        RunFolderError: it cannot, or is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise RunFolderExistsError(f"{path} is a file; name another folder with --output") from None
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write the run folder {path}: {error.strerror}; name another one with --output"
+        ) from None
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Keep everybody else out of a folder; a kill lets go of it.
+
+    Raises:
+        RunFolderError: somebody else is in the folder, or it cannot be written.
+    """
+    make(path)
+    held = FileLock(path / LOCK, timeout=0)
+    with writing(path):
+        try:
+            held.acquire()
+        except Timeout:
+            raise RunFolderError(
+                f"another run is writing into {path}; wait for its end, "
+                "or name another folder with --output"
+            ) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def entries(path: Path) -> list[Path]:
+    """What a folder holds beside its lock; nothing where there is no folder."""
+    if not path.is_dir():
+        return []
+    return sorted(entry for entry in path.iterdir() if entry.name != LOCK)
+
+
+def refuse_foreign(path: Path, ours: Collection[str], unfinished: tuple[str, ...] = ()) -> None:
+    """Refuse a folder that holds anything whose name is not ours.
+
+    Raises:
+        RunFolderExistsError: names what it holds.
+    """
+    foreign = [
+        entry.name
+        for entry in entries(path)
+        if entry.name not in ours and not entry.name.startswith(unfinished)
+    ]
+    if foreign:
+        raise RunFolderExistsError(
+            f"{path} holds what no run wrote ({', '.join(foreign[:3])}), so it is never "
+            "overwritten; name another folder with --output"
+        )
