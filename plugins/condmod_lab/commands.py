@@ -129,7 +129,7 @@ def compare(
             shared,
             range(seeds),
             Console(stderr=True),
-            command=shlex.join(["condmod", *sys.argv[1:]]),
+            command=" ".join(["condmod", *map(_quoted, sys.argv[1:])]),
             jobs=jobs,
             into=_into(overwrite=overwrite, resume=resume),
         )
@@ -182,6 +182,12 @@ def sample(
             )
             + f"\n  picture  {drawn.picture}\n  tensors  {drawn.tensors}"
         )
+
+
+def _quoted(word: str) -> str:
+    """A word as one would type it: specs hold single quotes."""
+    plain = "'" in word and not set(word) & set('"$`\\!')
+    return f'"{word}"' if plain else shlex.quote(word)
 
 
 def _into(*, overwrite: bool, resume: bool) -> Into:

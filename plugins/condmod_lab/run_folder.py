@@ -19,7 +19,7 @@ from condmod_lab.config import TrainConfig, differences, load_config, make_confi
 from condmod_lab.errors import RunFolderError, RunFolderExistsError
 from condmod_lab.network import Network, build
 from condmod_lab.state import AVERAGE, within
-from condmod_lab.writing import remove, writing
+from condmod_lab.writing import remove, save_text, writing
 
 KIND: Final = "condmod_lab.run"
 Into: TypeAlias = Literal["new", "overwrite", "resume"]
@@ -78,6 +78,11 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
+    def config(self) -> Path:
+        """The resolved config; written first."""
+        return self.path / "config.yaml"
+
+    @property
     def log(self) -> Path:
         """One JSON line per logged step."""
         return self.path / "metrics.jsonl"
@@ -126,7 +131,7 @@ class RunFolder:
             RunFolderExistsError: the folder holds something that may not be overwritten.
             RunFolderError: the run to go on with has another config; shows what differs.
         """
-        if not folders.entries(self.path):
+        if not self._begun():
             return
         former = self._former_config()
         if into == "new":
@@ -137,7 +142,7 @@ class RunFolder:
         if into == "resume":
             if former is None:
                 raise RunFolderError(
-                    f"{self.path / 'config.yaml'} cannot be read, so the run cannot go on; "
+                    f"{self.config} cannot be read, so the run cannot go on; "
                     "add --overwrite to replace it"
                 )
             self._refuse_another(config, former)
@@ -152,14 +157,16 @@ class RunFolder:
         """
         self.check(config, into)
         folders.make(self.path)
-        if into == "resume" and folders.entries(self.path):
+        if into == "resume" and self._begun():
             return
-        with writing(self.path):
-            for entry in folders.entries(self.path):
+        with writing(self.path):  # the config last, for by it a folder is known as a run's
+            for entry in sorted(folders.entries(self.path), key=lambda each: each == self.config):
                 remove(entry)
-            aside = self.path / ".config.yaml.new"  # never an empty config that nobody owns
-            aside.write_text(config.to_yaml(), encoding="utf-8")
-            aside.replace(self.path / "config.yaml")
+        save_text(self.config, config.to_yaml())
+
+    def _begun(self) -> bool:
+        """Whether the folder holds more than what a kill may have left of a first write."""
+        return any(not entry.name.startswith(_UNFINISHED) for entry in folders.entries(self.path))
 
     def _former_config(self) -> TrainConfig | None:
         """The config of the run that the folder holds, None where only its checkpoint is whole.
@@ -169,7 +176,7 @@ class RunFolder:
         """
         folders.refuse_foreign(self.path, _OURS, _UNFINISHED)
         try:
-            return load_config(self.path / "config.yaml")
+            return load_config(self.config)
         except SpecError:
             if not (self.checkpoint / "checkpoint.json").is_file():
                 raise RunFolderExistsError(

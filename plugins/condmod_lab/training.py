@@ -53,7 +53,7 @@ def train(
         split: what to learn from.
         folder: where checkpoint and journal go; claimed once the network is known to fit.
         accelerator: where to run.
-        console: where progress goes.
+        console: where progress goes, a quiet one in every process but the main one.
         into: what may happen to a former run in the folder.
 
     Returns:
@@ -85,8 +85,11 @@ def train(
         console,
         f"training {config.modulator}, {config.training.steps} steps, {where}in {folder.path}",
     )
-    with Stopping() as stopping, writing(folder.path):
-        loop.run(console, stopping)
+    try:
+        with Stopping() as stopping, writing(folder.path):
+            loop.run(console, stopping)
+    except RunFolderError as error:
+        raise RunFolderError(f"{error}; {loop.kept}; go on with --resume") from None
     if loop.stopped:
         if accelerator.is_main_process:
             _tell(console, _kept(loop, folder))
@@ -156,6 +159,13 @@ class _Loop:
         assert isinstance(net, Network)
         return net
 
+    @property
+    def kept(self) -> str:
+        """What of the run is safe, in words."""
+        if self.saved:
+            return f"the checkpoint of step {self.saved} is kept in {self.folder.checkpoint}"
+        return "no checkpoint was written yet"
+
     def save(self) -> None:
         """Write a checkpoint; a finished run's holds the averaged weights alone."""
         tensors, scaler = average_tensors(self.average), self.accelerator.scaler
@@ -208,7 +218,7 @@ class _Loop:
         """Train until the last step, or until asked to stop."""
         training, main = self.config.training, self.accelerator.is_main_process
         before, started = self.seconds, time.monotonic()
-        with track(training.steps, console if main else Console(quiet=True)) as tracker:
+        with track(training.steps, console) as tracker:
             tracker.start(self.done)
             while self.done < training.steps and not self.stopped:
                 rate = float(self.schedule.get_last_lr()[0])
@@ -270,13 +280,8 @@ class _Loop:
         if math.isfinite(loss) and (math.isfinite(norm) or mended):
             return
         what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
-        checkpoint = (
-            f"the checkpoint of step {self.saved} is kept in {self.folder.checkpoint}"
-            if self.saved
-            else "no checkpoint was written yet"
-        )
         raise DivergedError(
-            f"training stopped at step {self.done + 1}: {what}; {checkpoint}; "
+            f"training stopped at step {self.done + 1}: {what}; {self.kept}; "
             f"a smaller training.learning_rate than {self.config.training.learning_rate} may help"
         )
 

@@ -62,6 +62,8 @@ def run(config: TrainConfig, console: Console, *, into: Into = "new") -> dict[st
     if accelerator.is_main_process:
         folder.check(config, into)
         _tell_skipped(console, split)
+    else:
+        console = Console(quiet=True)
     with folders.lock(folder.path) if accelerator.is_main_process else nullcontext():
         net = train(config, split, folder, accelerator, console, into=into)
         metrics = (
@@ -116,7 +118,7 @@ def _measure(
         "num_samples": len(images),
         "parameters": sum(parameter.numel() for parameter in trained(net).values()),
         **_pace(journal.read(folder.log)),
-        "sample_seconds": round(sample_seconds, 1),
+        "sample_seconds": round(sample_seconds, 3),
         "modulator": str(config.modulator),
     }
     save_tensors(folder.path / "samples.safetensors", {"images": images, "labels": labels})

@@ -48,10 +48,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.new")
     with writing(path):
-        aside = path.with_name(f".{path.name}.new")
-        aside.write_bytes(content)
-        aside.replace(path)
+        try:
+            aside.write_bytes(content)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def remove(entry: Path) -> None:

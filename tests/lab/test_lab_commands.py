@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from safetensors.torch import load_file
 
 from condmod import CheckpointError, ConditionError
-from condmod_lab import commands
+from condmod_lab import commands, journal
 from condmod_lab.errors import RunFolderExistsError
 
 FIGURES = {
@@ -207,31 +209,102 @@ def test_a_users_error_is_one_clear_line_and_exit_1(run: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_in_the_middle_of_training_leaves_a_checkpoint_and_exit_130(
-    example: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "status"), [("SIGINT", 130), ("SIGTERM", -signal.SIGTERM), ("SIGHUP", -signal.SIGHUP)]
+)
+def test_a_signal_in_the_middle_of_training_leaves_a_checkpoint_that_goes_on(
+    example: Path, tmp_path: Path, name: str, status: int
 ) -> None:
     folder = tmp_path / "run"
-    with subprocess.Popen(
-        [*CONDMOD, "train", str(example), f"--output={folder}", "--set=training.steps=100000"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    command = [*CONDMOD, "train", str(example), f"--output={folder}", "--set=training.steps=2000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             _wait_for_a_line(folder / "metrics.jsonl", process)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(getattr(signal, name))
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130
-    assert re.search(r"interrupted: the checkpoint of step \d+ is in ", err)
+    assert process.returncode == status
+    found = re.search(r"interrupted: the checkpoint of step (\d+) is in .*; go on .*--resume", err)
+    assert found, err
     assert "Traceback" not in err
-    assert json.loads((folder / "checkpoint" / "checkpoint.json").read_text())["step"] >= 1
+    assert json.loads((folder / "checkpoint" / "checkpoint.json").read_text())["step"] == int(
+        found[1]
+    )
     commands.sample(folder, label="3")
 
 
-def _wait_for_a_line(log: Path, process: "subprocess.Popen[str]") -> None:
+def test_kill_9_costs_no_more_than_the_steps_since_the_last_checkpoint(
+    example: Path, tmp_path: Path
+) -> None:
+    """Killed three times wherever it was, the run comes to the loss curve of one never killed."""
+    options = ["training.steps=120", "training.checkpoint_every=7"]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    commands.train(example, output=str(whole), set_=options)
+    command = [*CONDMOD, "train", str(example), f"--output={folder}", "--resume"]
+    command += [f"--set={option}" for option in options]
+    for lines in (10, 40, 80):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True) as process:
+            _wait_for_a_line(folder / "metrics.jsonl", process, lines)
+            process.kill()
+    commands.train(example, output=str(folder), set_=options, resume=True)
+    one, two = (journal.read(run / "metrics.jsonl") for run in (whole, folder))
+    assert [(line["step"], line["loss"]) for line in one] == [
+        (line["step"], line["loss"]) for line in two
+    ]
+    finished = [json.loads((run / "metrics.json").read_text()) for run in (whole, folder)]
+    assert finished[0]["held_out_loss"] == finished[1]["held_out_loss"]
+
+
+def test_resume_of_a_finished_run_prints_its_figures_again(
+    run: Path, example: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "metrics.json").stat().st_mtime_ns
+    commands.train(example, output=str(run), resume=True, json=True)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["held_out_loss"]
+    assert f"the run in {run} is finished" in err
+    assert (run / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_overwrite_and_resume_exclude_each_other(example: Path, tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="exclude each other"):
+        commands.train(example, output=str(tmp_path / "run"), overwrite=True, resume=True)
+
+
+def test_a_comparison_prints_table_and_findings(
+    example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "compare"
+    commands.compare(["film", "none"], seeds=1, config=example, output=str(folder))
+    out, err = capsys.readouterr()
+    assert "held-out loss: " in out
+    assert out.endswith(f"look at {folder}/report.html\n")
+    assert "[2/2] none seed 0: held-out loss " in err
+    commands.compare(
+        ["film", "none"], seeds=1, config=example, output=str(folder), resume=True, json=True
+    )
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["specs"] == ["film", "none"]
+
+
+@pytest.mark.parametrize(
+    ("word", "typed"),
+    [
+        ("film", "film"),
+        ("film(scale='exp')", "\"film(scale='exp')\""),
+        ("a b", "'a b'"),
+        ('film(scale="exp")', "'film(scale=\"exp\")'"),
+    ],
+)
+def test_the_command_of_a_report_can_be_typed_again(word: str, typed: str) -> None:
+    assert commands._quoted(word) == typed
+    assert shlex.split(typed) == [word]
+
+
+def _wait_for_a_line(log: Path, process: "subprocess.Popen[str]", lines: int = 1) -> None:
     deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_text()):
+    while not (log.exists() and log.read_text().count("\n") >= lines):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -17,6 +17,7 @@ from condmod_lab.config import TrainConfig
 from condmod_lab.errors import RunFolderError, RunFolderExistsError
 from condmod_lab.network import build
 from condmod_lab.run_folder import DataFacts, Into, RunFolder
+from condmod_lab.writing import remove, save_text
 
 Tiny = Callable[..., TrainConfig]
 FACTS = DataFacts(tuple("0123456789"), (1, 8, 8), ink=True)
@@ -220,3 +221,47 @@ def test_metrics_that_no_run_wrote_are_a_clear_error(finished: RunFolder) -> Non
     finished.figures.write_text("{")
     with pytest.raises(RunFolderError, match=r"metrics\.json is not readable JSON"):
         finished.metrics()
+
+
+@pytest.mark.parametrize("into", ["new", "overwrite", "resume"])
+def test_what_a_kill_left_of_a_first_write_is_no_run(
+    folder: RunFolder, tiny: Tiny, into: Into
+) -> None:
+    folder.path.mkdir(parents=True)
+    (folder.path / ".config.yaml.new").write_text("modul")
+    folder.claim(tiny(), into)
+    assert [entry.name for entry in folder.path.iterdir()] == ["config.yaml"]
+
+
+def test_a_kill_in_the_middle_of_overwriting_leaves_a_folder_that_is_known_as_a_run(
+    finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = []
+
+    def killed(entry: Path) -> None:
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(remove(entry))
+
+    monkeypatch.setattr("condmod_lab.run_folder.remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finished.claim(tiny(), "overwrite")
+    monkeypatch.undo()
+    finished.claim(tiny("seed=9"), "overwrite")
+    assert [entry.name for entry in finished.path.iterdir()] == ["config.yaml"]
+
+
+def test_a_write_that_fails_leaves_the_file_before_and_no_debris(
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_text(finished.path / "a.txt", "before")
+    before = sorted(finished.path.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RunFolderError, match=r"cannot write .*a\.txt: No space left on device"):
+        save_text(finished.path / "a.txt", "after")
+    assert (finished.path / "a.txt").read_text() == "before"
+    assert sorted(finished.path.iterdir()) == before

@@ -341,6 +341,40 @@ def test_withheld_labels_are_a_share_and_the_encoders_presence(
     assert share == pytest.approx(0.25, abs=0.05)
 
 
+def test_a_full_disk_stops_with_a_clear_line_and_the_run_goes_on_once_there_is_room(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A real limit on what this process may write, which the second checkpoint exceeds."""
+    resource = pytest.importorskip("resource")
+    whole = start(tiny("training.steps=9", output=str(tmp_path / "whole")), console)
+    config = tiny("training.steps=9")
+    folder = RunFolder(Path(config.output))
+    saves = []
+
+    def save(path: Path, *rest: Any) -> None:
+        saves.append(None)
+        if len(saves) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            save_checkpoint(path, *rest)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr("condmod_lab.run_folder.save_checkpoint", save)
+        with pytest.raises(RunFolderError) as caught:
+            start(config, console)
+    text = str(caught.value)
+    assert text.startswith(f"cannot write {folder.checkpoint}: ")
+    assert text.endswith(
+        f"; the checkpoint of step 3 is kept in {folder.checkpoint}; go on with --resume"
+    )
+    assert "File too large" in text
+    assert folder.load().step == 3
+    assert losses(start(config, console, into="resume")) == losses(whole)
+
+
 def test_fewer_images_than_a_batch_are_refused(tiny: Tiny, console: Console) -> None:
     split = load_digits()
     few = replace(split, train=Images(split.train.images[:15], split.train.labels[:15]))
