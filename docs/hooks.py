@@ -7,23 +7,28 @@ A page holds a marker on a line of its own, and the hook puts in its place what 
     <!-- command: list -->               one command of the command line
     <!-- laws: modulators -->            a table of the laws in condmod.testing (or encoders)
     <!-- fields: condmod_lab.config.TrainConfig -->    a table of a pydantic model's fields
+    <!-- comparison: benchmarks/results/which-conv.json -->    what `condmod compare` has found
 
 The catalogue's part of the navigation is the registry's list, so `--strict` misses no page.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import typer
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,11 +37,17 @@ from condmod.cli import app
 from condmod.testing import ENCODER_LAWS, MODULATOR_LAWS
 
 FEATURES, CONDITION = 64, 128
-MARKER = re.compile(r"^<!-- (component|components|command|laws|fields): (.+) -->$", re.MULTILINE)
+MARKER = re.compile(
+    r"^<!-- (component|components|command|laws|fields|comparison): (.+) -->$", re.MULTILINE
+)
 _SECTION = re.compile(r"\A(Shapes|Init|Source):\n(.*)\Z", re.DOTALL)
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _START = re.compile(r"(?:^|(?<=[.] ))([a-z]+): ")
 _CATALOGUE = Path(__file__).parent / "catalogue"
+_ROOT = Path(__file__).parent.parent
+_COMMAND_WIDTH = 88
+_SPEC_WIDTH = 34
+_log = logging.getLogger("mkdocs.hooks")  # whose warnings end a strict build
 
 
 def on_config(config: Any) -> Any:
@@ -69,6 +80,7 @@ def expand(markdown: str, catalogue: str = "") -> str:
         "command": command,
         "laws": laws,
         "fields": fields,
+        "comparison": comparison,
     }
     expanded = MARKER.sub(lambda found: renderers[found[1]](found[2]), markdown)
     shown = [found[2] for found in MARKER.finditer(markdown) if found[1] == "component"]
@@ -225,20 +237,133 @@ def fields(path: str) -> str:
 
 
 def _field_rows(model: type[BaseModel], prefix: str) -> list[str]:
+    """A row per field; of a choice of sections a row per variant, each with its fields below."""
     rows = []
     properties = model.model_json_schema()["properties"]
     for name, info in model.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            rows += _field_rows(kind, f"{prefix}{name}.")
-            continue
-        low, high = (properties[name].get(side) for side in ("minimum", "maximum"))
-        bounds = f" From {low} to {high}." if None not in (low, high) else ""
-        default = str(info.default)
-        shown = default if len(default) < 40 else f"{default.partition('(')[0]}(...)"
-        words = f"{_cell(info.description or '')}{bounds}"
-        rows.append(f"| `{prefix}{name}` | {words} | `{shown}` |")
+        place, inner = prefix + name, _models(info.annotation)
+        if len(inner) > 1:
+            for kind in inner:
+                rows += _variant_rows(kind, place, default=isinstance(info.default, kind))
+        elif inner == [info.annotation]:
+            rows += _field_rows(inner[0], f"{place}.")
+        else:
+            words = f"{_cell(info.description or '')}{_allowed(properties[name])}"
+            rows.append(f"| `{place}` | {words} | {_default(info)} |")
     return rows
+
+
+def _variant_rows(model: type[BaseModel], place: str, *, default: bool) -> list[str]:
+    [name] = get_args(model.model_fields["name"].annotation)
+    words = _cell(model.__doc__ or "") + " The default." * default
+    _, *own = _field_rows(model, f"{place}.")
+    return [f"| **`{place}.name: {name}`** | **{words}** | |", *own]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The model that a field is, or those that it may be."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [kind for argument in get_args(annotation) for kind in _models(argument)]
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """What a field's JSON schema says of its values."""
+    if "enum" in schema:
+        return f" One of {', '.join(f'`{value}`' for value in schema['enum'])}."
+    if "maximum" in schema and "minimum" in schema:
+        return f" From {schema['minimum']} to {schema['maximum']}."
+    if "maximum" in schema and "exclusiveMinimum" in schema:
+        return f" Above {schema['exclusiveMinimum']}, to {schema['maximum']}."
+    return ""
+
+
+def _default(info: FieldInfo) -> str:
+    """A default as YAML has it."""
+    if info.is_required():
+        return "required"
+    if info.default is None:
+        return ""
+    return f"`{info.default if isinstance(info.default, str) else json.dumps(info.default)}`"
+
+
+def comparison(path: str) -> str:
+    """What a `results.json` of `condmod compare` holds: tables, standings, what they rest on.
+
+    Args:
+        path: the file, seen from the repository's root. Where it cannot be read, the page says so,
+            and a strict build fails.
+    """
+    from condmod_lab import comparison_report as shown
+
+    try:
+        document = json.loads((_ROOT / path).read_text(encoding="utf-8"))
+        cells = shown._cells(document)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s holds no comparison: %s: %s", path, type(error).__name__, error)
+        return f"*{path} holds no comparison.*"
+    figures, specs = document["figures"], document["specs"]
+    short = {spec: _short(spec, specs) for spec in specs}
+    tables = []
+    for measured in (True, False):  # in one table they would be too wide
+        names = [name for name in figures if bool(figures[name]["reduce"]) == measured]
+        headings = [re.sub(" (?=[↑↓])", "\xa0", shown._heading(figures[name])) for name in names]
+        rows = [
+            [f"`{_cell(short[spec])}`", *(_figure(cells[name, spec]) for name in names)]
+            for spec in specs
+        ]
+        table = [["", *headings], ["---", *["---:"] * len(names)], *rows]
+        tables.append("\n".join(f"| {' | '.join(row)} |" for row in table))
+    key = "**Bold\\*** is the best mean, ~ is not told apart from it."
+    key += " Below a mean is the standard deviation over seeds." * (len(document["seeds"]) > 1)
+    facts = [f"| {name} | {_cell(words)} |" for name, words in shown._facts(document)]
+    standings = [
+        f"- **{figures[name]['title']}**: "
+        + re.sub("`([^`]*)`", lambda found: f"`{short.get(found[1], found[1])}`", words)
+        for name, words in document["standings"].items()
+    ]
+    cautions = [document["caution"], "Not told apart is no proof of equality."]
+    cautions += [f"Failed: {run}: {error}" for run, error in document["failed"].items()]
+    if (jobs := document["machine"]["jobs"]) > 1:
+        cautions.append(f"Times were taken with {jobs} runs side by side.")
+    parts = [
+        f"```bash\n{_wrapped(shlex.split(document['command']))}\n```",
+        "\n".join(["| At a glance | |", "|---|---|", *facts]),
+        key,
+        *tables,
+        "\n".join(standings),
+        '!!! note "Keep in mind"\n\n' + "\n".join(f"    - {words}" for words in cautions),
+    ]
+    return "\n\n".join(parts)
+
+
+def _short(spec: str, specs: list[str]) -> str:
+    """A long spec without its options, where it is then still told from the others."""
+    name = spec.partition("(")[0]
+    alone = sum(other.partition("(")[0] == name for other in specs) == 1
+    return f"{name}(...)" if alone and len(spec) > _SPEC_WIDTH else spec
+
+
+def _figure(cell: Any) -> str:
+    mean = {"best": f"**{cell.mean}**\\*", "tied": f"{cell.mean}~"}.get(cell.mark, cell.mean)
+    return f"{mean}<br><small>{cell.spread}</small>" if cell.spread else mean
+
+
+def _wrapped(words: Iterable[str]) -> str:
+    """A command line, wrapped and quoted as a person would."""
+    first, *rest = map(_quoted, words)
+    lines = [first]
+    for word in rest:
+        if len(lines[-1]) + len(word) < _COMMAND_WIDTH:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"    {word}")
+    return " \\\n".join(lines)
+
+
+def _quoted(word: str) -> str:
+    plain = shlex.quote(word)
+    return plain if plain == word or set(word) & set('"$`\\!') else f'"{word}"'
 
 
 def _parts(doc: str) -> tuple[str, list[str], dict[str, str]]:

@@ -1,7 +1,7 @@
-"""The lab: condmod's commands `demo`, `train` and `sample`, on real handwritten digits.
+"""The lab: condmod's commands `demo`, `train`, `compare` and `sample`, on real pictures.
 
 Nothing heavy is imported here, so that `condmod --help` answers at once; each room is imported by
-who needs it (`condmod_lab.config`, `.backbone`, `.training`, `.metrics`, ...).
+who needs it (`condmod_lab.config`, `.network`, `.training`, `.metrics`, ...).
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def compare(
             shared,
             range(seeds),
             Console(stderr=True),
-            command=" ".join(["condmod", *map(_quoted, sys.argv[1:])]),
+            command=_command(),
             jobs=jobs,
             into=_into(overwrite=overwrite, resume=resume),
         )
@@ -182,6 +182,12 @@ def sample(
             )
             + f"\n  picture  {drawn.picture}\n  tensors  {drawn.tensors}"
         )
+
+
+def _command() -> str:
+    """The command line that makes the same from nothing."""
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    return " ".join(["condmod", *map(_quoted, words)])
 
 
 def _quoted(word: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 import torch
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,7 +26,8 @@ from condmod_lab.data import Split, load_data
 from condmod_lab.errors import ConfigError, RunFolderError
 from condmod_lab.network import build
 from condmod_lab.paired import FIGURES, summarise
-from condmod_lab.run_folder import Into, RunFolder
+from condmod_lab.run_folder import DataFacts, Into, RunFolder, facts_of
+from condmod_lab.stopping import Terminating
 from condmod_lab.workflow import prepare, run
 from condmod_lab.writing import save_json, writing
 
@@ -94,7 +97,7 @@ def compare(
     _check_fit(runs[: len(names)], split)
     with folders.lock(folder.path):
         folder.claim(names, seeds, config, into)
-        failed = _carry_out(runs, jobs, console)
+        failed = _carry_out(runs, facts_of(split), jobs, console)
         if len(failed) == len(runs):
             raise RunFolderError(
                 f"all {len(runs)} runs in {folder.path} failed, the first of them with: "
@@ -160,37 +163,50 @@ def _check_fit(runs: Sequence[_Run], split: Split) -> None:
         )
 
 
-def _carry_out(runs: Sequence[_Run], jobs: int, console: Console) -> dict[str, str]:
+def _carry_out(
+    runs: Sequence[_Run], facts: DataFacts, jobs: int, console: Console
+) -> dict[str, str]:
     """Carry out what is not finished; gives why runs failed, by their names.
 
     Raises:
-        RunFolderError: a process was killed; its run can go on.
+        RunFolderError: a process was killed, and its run can go on; or a finished run is of other
+            data.
     """
     waiting = [one for one in runs if not one.folder.metrics()]
-    done = len(runs) - len(waiting)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    for one in runs:
+        if one not in waiting:  # of this data still?
+            one.folder.resume(one.config, facts)
+    done, failed, threads = len(runs) - len(waiting), dict[str, str](), _threads(jobs)
     if done:
         console.print(f"{done} of {len(runs)} runs are finished already")
-    failed: dict[str, str] = {}
-    with parallel_config(backend="loky", inner_max_num_threads=threads):
-        results = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-            delayed(_one)(one, threads if jobs > 1 else None) for one in waiting
-        )
+    with Terminating(), parallel_config(backend="loky", inner_max_num_threads=threads):
         try:
+            results = Parallel(n_jobs=jobs, return_as="generator_unordered")(
+                delayed(_one)(one, threads if jobs > 1 else None) for one in waiting
+            )
             for one, metrics, error in results:
                 done += 1
                 if error:
                     failed[one.name] = error
                 _tell(console, f"[{done}/{len(runs)}] {one.name}: " + (error or _short(metrics)))
         except KeyboardInterrupt:
-            _tell(
-                console,
-                f"interrupted: {done} of {len(runs)} runs are finished; go on with --resume",
-            )
+            if jobs > 1:
+                get_reusable_executor().shutdown(kill_workers=True)  # who would train on alone
+            finished = f"{done - len(failed)} of {len(runs)} runs are finished"
+            _tell(console, f"interrupted: {finished}; go on with --resume")
             raise
-        except OSError as error:
-            raise RunFolderError(str(error)) from None
+        except BrokenProcessPool:
+            raise RunFolderError(
+                "the process of a run was killed, as happens where memory runs out; "
+                f"{done - len(failed)} of {len(runs)} runs are finished; go on with --resume, "
+                "perhaps with fewer --jobs"
+            ) from None
     return failed
+
+
+def _threads(jobs: int) -> int:
+    """An equal share of the cores for each of several runs."""
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _one(one: _Run, threads: int | None) -> tuple[_Run, dict[str, Any], str]:
@@ -221,7 +237,7 @@ def _machine(jobs: int) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "jobs": jobs,
-        "threads": max(1, (os.cpu_count() or 1) // jobs),
+        "threads": torch.get_num_threads() if jobs == 1 else _threads(jobs),
     }
 
 

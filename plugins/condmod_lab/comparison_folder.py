@@ -19,6 +19,8 @@ from condmod_lab.writing import remove, save_text, writing
 _PLAN: Final = "comparison.yaml"
 _RUNS: Final = "runs"
 _RESULTS: Final = ("results.json", "table.csv", "pairs.csv", "comparison.png", "report.html")
+_UNFINISHED: Final = (".comparison.", ".results.")
+_OWN: Final = re.compile(r"runs/[a-z0-9-]+-[0-9a-f]{6}(/seed-[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,12 @@ class ComparisonFolder:
             RunFolderExistsError: the folder holds something that may not be overwritten.
             RunFolderError: the comparison to go on with has another config; shows what differs.
         """
-        if not folders.entries(self.path):
+        if not self._begun():
             return
-        folders.refuse_foreign(self.path, {_PLAN, _RUNS, *_RESULTS}, (".comparison", ".results"))
+        folders.refuse_foreign(self.path, {_PLAN, _RUNS, *_RESULTS}, _UNFINISHED)
         former = self._former()
         for run in self._runs():
-            RunFolder(run).check(config, "overwrite")
+            run.check(config, "overwrite")
         if into == "new":
             raise RunFolderExistsError(
                 f"{self.path} holds a comparison already; add --resume to go on with it, "
@@ -69,7 +71,11 @@ class ComparisonFolder:
             )
 
     def claim(
-        self, specs: Sequence[str], seeds: Sequence[int], config: TrainConfig, into: Into
+        self,
+        specs: Sequence[str],
+        seeds: Sequence[int],
+        config: TrainConfig,
+        into: Into,
     ) -> None:
         """Make the folder ready, with what is to be compared in it.
 
@@ -79,14 +85,31 @@ class ComparisonFolder:
         self.check(config, into)
         folders.make(self.path)
         with writing(self.path):
-            for entry in folders.entries(self.path) if into == "overwrite" else ():
-                remove(entry)
+            for entry in folders.entries(self.path):
+                if entry.name.startswith(_UNFINISHED):
+                    remove(entry)
+                elif into == "overwrite" and entry.name != _PLAN:  # by it the folder is known
+                    aside = self.path / f".comparison.{entry.name}"
+                    remove(entry.rename(aside))  # so that a kill leaves no half of a run
         plan: dict[str, Any] = {"specs": list(specs), "seeds": list(seeds)}
         plan["config"] = _shared(config).model_dump(mode="json")
         save_text(self.path / _PLAN, yaml_text.dump(plan))
 
-    def _runs(self) -> list[Path]:
-        return [entry for entry in self.path.glob(f"{_RUNS}/*/*") if folders.entries(entry)]
+    def _begun(self) -> bool:
+        """Whether the folder holds more than what a kill may have left of a first write."""
+        return any(not entry.name.startswith(_UNFINISHED) for entry in folders.entries(self.path))
+
+    def _runs(self) -> list[RunFolder]:
+        """The folder of every run.
+
+        Raises:
+            RunFolderExistsError: something else lies among them.
+        """
+        inside = sorted((*self.path.glob(f"{_RUNS}/*"), *self.path.glob(f"{_RUNS}/*/*")))
+        names = {entry: entry.relative_to(self.path).as_posix() for entry in inside}
+        own = [entry for entry in inside if entry.is_dir() and _OWN.fullmatch(names[entry])]
+        folders.refuse(self.path, [names[entry] for entry in inside if entry not in own])
+        return [RunFolder(entry) for entry in own if entry.parent.name != _RUNS]
 
     def _former(self) -> TrainConfig:
         try:

@@ -136,7 +136,8 @@ def write_pairs_csv(document: Mapping[str, Any], path: Path) -> None:
 def draw_comparison(document: Mapping[str, Any], path: Path) -> None:
     """Draw every seed's value of the main figures, and the loss over the steps, as PNG."""
     specs = document["specs"]
-    labels = ["\n".join(textwrap.wrap(spec, 34, break_on_hyphens=False)) for spec in specs]
+    wrap = textwrap.TextWrapper(34, break_on_hyphens=False, max_lines=2, placeholder=" …")
+    labels = [wrap.fill(spec) for spec in specs]
     lines = sum(label.count("\n") + 1 for label in labels)
     rows, below = 0.9 + 0.16 * len(specs) + 0.17 * lines, max(3.6, 0.6 + 0.19 * lines)
     figure = Figure(figsize=(14, rows + below), dpi=130, facecolor="white", layout="constrained")

@@ -195,15 +195,12 @@ def _explain(error: Any) -> str:
 
 
 def _variant_with(choice: str, field: str) -> str:
-    """The variant of a choice that has a field, where there is one."""
+    """The variants of a choice that have a field."""
     kinds = _sections(TrainConfig.model_fields[choice].annotation)
-    return next(
-        (
-            get_args(kind.model_fields["name"].annotation)[0]
-            for kind in kinds
-            if field in kind.model_fields
-        ),
-        "",
+    return " or ".join(
+        get_args(kind.model_fields["name"].annotation)[0]
+        for kind in kinds
+        if field in kind.model_fields
     )
 
 

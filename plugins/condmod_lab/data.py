@@ -1,5 +1,6 @@
 """The data: images with their labels, a stratified quarter of them held out."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -56,6 +57,15 @@ class Split:
     classes: tuple[str, ...]
     ink: bool = False
     skipped: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits that other images, labels or classes would not have."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for part in (self.train, self.held_out):
+            for tensor in (part.images, part.labels):
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:8]
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,23 +58,37 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def entries(path: Path) -> list[Path]:
-    """What a folder holds beside its lock; nothing where there is no folder."""
-    if not path.is_dir():
+    """What a folder holds beside its lock; nothing where there is no folder.
+
+    Raises:
+        RunFolderError: the folder cannot be read.
+    """
+    if not os.path.isdir(path):  # where Path.is_dir raises for names that are too long
         return []
-    return sorted(entry for entry in path.iterdir() if entry.name != LOCK)
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.name != LOCK)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot read the run folder {path}: {error.strerror}; name another one with --output"
+        ) from None
 
 
-def refuse_foreign(path: Path, ours: Collection[str], unfinished: tuple[str, ...] = ()) -> None:
+def refuse_foreign(path: Path, ours: Collection[str], unfinished: tuple[str, ...]) -> None:
     """Refuse a folder that holds anything whose name is not ours.
 
     Raises:
         RunFolderExistsError: names what it holds.
     """
-    foreign = [
-        entry.name
-        for entry in entries(path)
-        if entry.name not in ours and not entry.name.startswith(unfinished)
-    ]
+    names = [entry.name for entry in entries(path)]
+    refuse(path, [name for name in names if name not in ours and not name.startswith(unfinished)])
+
+
+def refuse(path: Path, foreign: Sequence[str]) -> None:
+    """Refuse a folder that holds anything foreign, told by its names.
+
+    Raises:
+        RunFolderExistsError: there is any.
+    """
     if foreign:
         raise RunFolderExistsError(
             f"{path} holds what no run wrote ({', '.join(foreign[:3])}), so it is never "

@@ -30,8 +30,8 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
         folder: the run folder; trackers that keep files keep them in `tracking` there.
 
     Raises:
-        ConfigError: a tracker is unknown or not installed, the precision needs a GPU, or the batch
-            cannot be shared out.
+        ConfigError: a tracker is unknown or not installed, the precision does not run here, the
+            environment tells of processes that are not there, or the batch cannot be shared out.
     """
     training = config.training
     _check_trackers(config.trackers)
@@ -49,10 +49,9 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
             project_config=ProjectConfiguration(str(folder), str(folder / "tracking")),
         )
     except ValueError as error:
-        if training.precision == "fp32":
-            raise
         raise ConfigError(
-            f"training.precision {training.precision} does not run here: {error}"
+            f"accelerate cannot start with training.precision {training.precision} and what the "
+            f"environment says of other processes (WORLD_SIZE, LOCAL_RANK, MASTER_ADDR): {error}"
         ) from None
     shares = accelerator.num_processes * training.accumulate
     if training.batch % shares:
@@ -71,6 +70,7 @@ def _check_trackers(names: tuple[str, ...]) -> None:
         if name not in known:
             raise ConfigError(f"trackers should be of {', '.join(known)}; got {name!r}")
         if name not in here:
+            package = "'condmod[tracking]'" if name == "tensorboard" else name
             raise ConfigError(
-                f"the tracker {name!r} is not installed; install it with: pip install {name}"
+                f"the tracker {name!r} is not installed; install it with: pip install {package}"
             )

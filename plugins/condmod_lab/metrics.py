@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from condmod_lab.data import Images, Split, listed
-from condmod_lab.errors import ConfigError, DataError
+from condmod_lab.errors import ConfigError, DataError, DivergedError
 
 NEIGHBOURS: Final = 3
 LIMIT: Final = 5000
@@ -162,7 +162,17 @@ class Judge:
         return float((self.read(images) == labels).double().mean())
 
     def read(self, images: Float[Tensor, "B C H W"]) -> Int[Tensor, " B"]:
-        """The class that the classifier sees in each image, (B,)."""
+        """The class that the classifier sees in each image, (B,).
+
+        Raises:
+            DivergedError: an image is of values that are no numbers.
+        """
+        lost = len(images) - int(images.flatten(1).isfinite().all(1).sum())
+        if lost:
+            raise DivergedError(
+                f"{lost} of {len(images)} images hold values that are no numbers, so nothing can "
+                "be read in them; a smaller training.learning_rate or sampling.guidance may help"
+            )
         return torch.from_numpy(self._classifier.predict(_features(images)))
 
     @cached_property

@@ -131,7 +131,7 @@ FIGURES: Final[tuple[Figure, ...]] = (
         "reaches it too: it counts only where precision is high.",
     ),
     Figure(
-        "parameters", "parameters", None, None, "", 0, "Parameters of the network, all of them."
+        "parameters", "parameters", None, None, "", 0, "Parameters of the network that are trained."
     ),
     Figure("step_seconds", "step time", None, None, "ms", 1, "Time of one training step."),
     Figure("sample_seconds", "draw time", None, None, "s", 2, "Time to draw all the samples."),

@@ -16,7 +16,6 @@ from torch import Tensor
 from condmod_lab.data import Split
 
 ROWS: Final = 20
-_GAP: Final = 2
 _INCHES: Final = 0.8  # of an image
 _TITLE_INCHES: Final = 0.45
 _PAPER: Final = 2.25  # so that -1 is a gray of 8/9, told from the white between

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from condmod import CheckpointError, SpecError
 from condmod.serialization import Checkpoint, load_checkpoint, load_state, save_checkpoint
 from condmod_lab import folders
 from condmod_lab.config import TrainConfig, differences, load_config, make_config
+from condmod_lab.data import Split
 from condmod_lab.errors import RunFolderError, RunFolderExistsError
 from condmod_lab.network import Network, build
 from condmod_lab.state import AVERAGE, within
@@ -49,11 +51,18 @@ class DataFacts:
         classes: what the labels mean, in order.
         shape: (C, H, W) of an image.
         ink: whether 1 is ink on paper.
+        fingerprint: of the images and labels.
     """
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     ink: bool
+    fingerprint: str
+
+
+def facts_of(split: Split) -> DataFacts:
+    """What a network learned from, told from all other data."""
+    return DataFacts(split.classes, split.shape, split.ink, split.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +107,16 @@ class RunFolder:
         Raises:
             RunFolderError: the file is not what a run writes.
         """
-        if not self.figures.is_file():
+        if not os.path.isfile(self.figures):  # where Path.is_file raises for names too long
             return {}
         try:
             found = json.loads(self.figures.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunFolderError(f"{self.figures} is not readable JSON: {error}") from None
-        return dict(found)
+            if isinstance(found, dict) and found:
+                return found
+            what = f"holds no figures of a run but {found!r:.40}"
+        except (ValueError, OSError) as error:
+            what = f"is not readable JSON: {error}"
+        raise RunFolderError(f"{self.figures} {what}; remove it and go on with --resume")
 
     def drawn(self, name: str) -> Path:
         """The path of a file in the folder `drawn`, where `condmod sample` writes.
@@ -160,6 +172,7 @@ class RunFolder:
         if into == "resume" and self._begun():
             return
         with writing(self.path):  # the config last, for by it a folder is known as a run's
+            self.figures.unlink(missing_ok=True)  # by them a run is known as finished
             for entry in sorted(folders.entries(self.path), key=lambda each: each == self.config):
                 remove(entry)
         save_text(self.config, config.to_yaml())
@@ -220,17 +233,28 @@ class RunFolder:
         with writing(self.checkpoint):
             save_checkpoint(self.checkpoint, tensors, document)
 
-    def resume(self, config: TrainConfig) -> Checkpoint | None:
+    def resume(self, config: TrainConfig, facts: DataFacts) -> Checkpoint | None:
         """The checkpoint to go on from; None where the run has not come to its first one.
+
+        Args:
+            config: the run, resolved.
+            facts: its data as it is now.
 
         Raises:
             CheckpointError: it is truncated or foreign.
-            RunFolderError: it was written by a run of another config; shows what differs.
+            RunFolderError: it was written by a run of another config, or on other data; shows what
+                differs.
         """
         if not any(self.path.glob("checkpoint")) and not any(self.path.glob(".checkpoint.old")):
             return None
-        found, former, _, _ = self._read()
+        found, former, _, learned = self._read()
         self._refuse_another(config, former)
+        if facts != learned:
+            raise RunFolderError(
+                f"{self.path} holds a run on other images or labels than the config's data now "
+                "has, so it cannot go on; put them back, add --overwrite to replace the run, or "
+                "name another folder with --output"
+            )
         return found
 
     def load(self) -> Trained:
@@ -258,7 +282,10 @@ class RunFolder:
             data = document["data"]
             channels, height, width = map(int, data["shape"])
             facts = DataFacts(
-                tuple(map(str, data["classes"])), (channels, height, width), data["ink"]
+                tuple(map(str, data["classes"])),
+                (channels, height, width),
+                bool(data["ink"]),
+                str(data["fingerprint"]),
             )
             return found, make_config(document["config"]), int(document["step"]), facts
         except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -27,11 +27,11 @@ def average_tensors(average: AveragedModel) -> dict[str, Tensor]:
 
 def training_tensors(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Weights and optimiser, by the parameters' names."""
-    states = optimizer.state_dict()["state"]
+    states = optimizer.state_dict()["state"]  # nothing of what no gradient has reached
     return {_MODEL + name: value for name, value in net.state_dict().items()} | {
         f"{_OPTIMIZER}{key}.{name}": value
         for place, name in enumerate(trained(net))
-        for key, value in states[place].items()
+        for key, value in states.get(place, {}).items()
     }
 
 
@@ -52,11 +52,14 @@ def restore(
     if finished:
         return
     load_state(net, within(tensors, _MODEL))
+    held = within(tensors, _OPTIMIZER)
+    keys = sorted({name.partition(".")[0] for name in held})
     states: dict[int, dict[str, Tensor]] = {}
-    for key in sorted({name.partition(".")[0] for name in within(tensors, _OPTIMIZER)}):
-        values = within(tensors, f"{_OPTIMIZER}{key}.")
-        for place, (name, parameter) in enumerate(trained(net).items()):
-            value = values.get(name)
+    for place, (name, parameter) in enumerate(trained(net).items()):
+        values = {key: held.get(f"{key}.{name}") for key in keys}
+        if all(value is None for value in values.values()):
+            continue  # no gradient has reached it
+        for key, value in values.items():
             if value is None or value.shape not in (parameter.shape, ()):
                 raise CheckpointError(
                     f"the checkpoint does not fit the optimiser: {key} of {name} is "

@@ -44,3 +44,26 @@ class Stopping:
             self.__exit__()
             signal.raise_signal(number)
         self.asked = number
+
+
+class Terminating:
+    """Lets SIGTERM and SIGHUP unwind what is under way as Ctrl-C does, and then do their own."""
+
+    def __enter__(self) -> Self:
+        self._asked: int | None = None
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS[1:]:
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    self._before[number] = signal.signal(number, self._unwind)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._asked is not None:
+            signal.raise_signal(self._asked)
+
+    def _unwind(self, number: int, _: FrameType | None) -> None:
+        self._asked = number
+        raise KeyboardInterrupt

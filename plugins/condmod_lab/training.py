@@ -26,7 +26,7 @@ from condmod_lab.flow import flow_errors
 from condmod_lab.network import Network, build
 from condmod_lab.order import Order
 from condmod_lab.progress import track
-from condmod_lab.run_folder import DataFacts, Into, RunFolder
+from condmod_lab.run_folder import Into, RunFolder, facts_of
 from condmod_lab.state import average_tensors, restore, trained, training_tensors
 from condmod_lab.stopping import Stopping
 from condmod_lab.writing import writing
@@ -72,7 +72,7 @@ def train(
     with accelerator.main_process_first():  # which also mends what a kill has left
         if accelerator.is_main_process:
             folder.claim(config, into)
-        found = folder.resume(config) if into == "resume" else None
+        found = folder.resume(config, loop.facts) if into == "resume" else None
     if found is not None:
         loop.restore(found)
     plain = {
@@ -80,7 +80,9 @@ def train(
         for key, value in flat(config).items()
     }
     accelerator.init_trackers("condmod", config=plain)
-    where = f"from step {loop.done} " if loop.done else ""
+    several = accelerator.num_processes > 1
+    where = f"on {accelerator.num_processes} processes " * several
+    where += f"from step {loop.done} " if loop.done else ""
     _tell(
         console,
         f"training {config.modulator}, {config.training.steps} steps, {where}in {folder.path}",
@@ -126,7 +128,7 @@ class _Loop:
                 f"training.batch is at most the number of images to learn from, {len(learned)}; "
                 f"got {training.batch}"
             )
-        self.facts = DataFacts(split.classes, split.shape, split.ink)
+        self.facts = facts_of(split)
         self.order = Order(
             config.seed, len(learned), training.batch, split.shape, training.label_drop
         )

@@ -26,7 +26,7 @@ from condmod_lab.launch import make_accelerator
 from condmod_lab.metrics import Judge, summarise
 from condmod_lab.network import Network
 from condmod_lab.order import held_out_draws
-from condmod_lab.run_folder import Into, RunFolder
+from condmod_lab.run_folder import Into, RunFolder, facts_of
 from condmod_lab.sections import SamplingConfig
 from condmod_lab.state import trained
 from condmod_lab.training import train
@@ -56,6 +56,7 @@ def run(config: TrainConfig, console: Console, *, into: Into = "new") -> dict[st
     config = prepare(config, split)
     if into == "resume" and (finished := folder.metrics()):
         folder.check(config, into)
+        folder.resume(config, facts_of(split))
         console.print(f"the run in {folder.path} is finished", soft_wrap=True, highlight=False)
         return finished
     accelerator = make_accelerator(config, folder.path)

@@ -1,8 +1,10 @@
 """A comparison: fair to every spec, refused where it cannot be, continued where it stopped."""
 
+import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
-from safetensors.torch import load_file
 
 from condmod import SiteError, UnknownNameError
 from condmod_lab import compare as comparing
@@ -22,7 +24,10 @@ from condmod_lab.compare import compare
 from condmod_lab.comparison_folder import ComparisonFolder
 from condmod_lab.config import TrainConfig
 from condmod_lab.errors import ConfigError, DivergedError, RunFolderError, RunFolderExistsError
+from condmod_lab.network import Network, build
+from condmod_lab.order import Draws
 from condmod_lab.run_folder import Into
+from condmod_lab.writing import remove
 
 Tiny = Callable[..., TrainConfig]
 SPECS = ["film", "film(scale='exp')", "none"]
@@ -115,17 +120,55 @@ def test_the_figures_are_those_of_the_runs(whole: tuple[Path, dict[str, Any]]) -
                 assert figure["specs"][spec]["values"][seed] == pytest.approx(metrics[name])
 
 
-def test_all_specs_learn_from_the_same_start_order_and_noise(
-    whole: tuple[Path, dict[str, Any]],
+def test_all_specs_learn_and_are_judged_from_the_same_start_order_and_noise(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before its first step the FiLM whose start is the identity is the net without condition."""
-    path, _ = whole
-    samples = [
-        load_file(ComparisonFolder(path).run(spec, 0).path / "samples.safetensors")
-        for spec in SPECS
-    ]
-    assert all(one["labels"].equal(samples[0]["labels"]) for one in samples)
-    assert not samples[0]["images"].equal(samples[1]["images"])
+    """What each run meets, by seed and spec: what it starts as, learns from and draws from."""
+    seen: dict[tuple[int, str], list[torch.Tensor]] = {}
+    now: list[torch.Tensor] = []
+
+    def run(config: TrainConfig, *rest: Any, **options: Any) -> dict[str, Any]:
+        now.clear()
+        try:
+            return real_run(config, *rest, **options)
+        finally:
+            seen[config.seed, str(config.modulator)] = list(now)
+
+    def errors(net: Any, images: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Any:
+        now.extend((images, labels, draws.present, draws.t, draws.noise))
+        return flow.flow_errors(net, images, labels, draws)
+
+    def draw(net: Network, noise: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        now.append(noise)
+        return flow.draw(net, noise, *rest, **options)
+
+    def built(*rest: Any) -> Network:
+        net = build(*rest)
+        shared = {
+            name: value
+            for name, value in net.state_dict().items()
+            if name.startswith("encoder") or "conv" in name or "body.e" in name
+        }
+        assert len(shared) > 10
+        now.extend(value.clone() for value in shared.values())
+        return net
+
+    real_run = comparing.run
+    monkeypatch.setattr(comparing, "run", run)
+    monkeypatch.setattr("condmod_lab.training.build", built)
+    for module in ("training", "workflow"):
+        monkeypatch.setattr(f"condmod_lab.{module}.flow_errors", errors)
+    monkeypatch.setattr("condmod_lab.workflow.draw", draw)
+    specs = ["film", "adaln_zero", "none"]
+    start(tiny(), console, specs)
+    assert len(seen) == 6
+    for seed in (0, 1):
+        first = seen[seed, "film"]
+        assert len(first) > 5 * 6 + 5 * 8 + 2  # steps, times of the held-out loss, drawings
+        for spec in specs:
+            assert len(seen[seed, spec]) == len(first)
+            assert all(map(torch.equal, seen[seed, spec], first))
+    assert not torch.equal(seen[0, "film"][-1], seen[1, "film"][-1])
 
 
 def test_side_by_side_or_one_after_the_other_is_the_same(
@@ -137,12 +180,16 @@ def test_side_by_side_or_one_after_the_other_is_the_same(
 
 
 def test_a_finished_comparison_goes_on_to_the_same_end_without_another_run(
-    tiny: Tiny, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, dict[str, Any]],
+    tiny: Tiny,
+    console: Console,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = tiny(output=str(tmp_path / "again"))
-    first = start(config, console)
+    shutil.copytree(whole[0], tmp_path / "again")
     monkeypatch.setattr(comparing, "run", None)
-    assert steady(start(config, console, into="resume")) == steady(first)
+    config = tiny(output=str(tmp_path / "again"))
+    assert steady(start(config, console, into="resume")) == steady(whole[1])
     assert "6 of 6 runs are finished already" in console.file.getvalue()
 
 
@@ -281,9 +328,9 @@ def test_a_comparison_on_several_processes_is_refused(
 
 class TestAFolderThatExists:
     @pytest.fixture
-    def config(self, tiny: Tiny, console: Console) -> TrainConfig:
+    def config(self, whole: tuple[Path, dict[str, Any]], tiny: Tiny) -> TrainConfig:
         config = tiny()
-        start(config, console, ["film", "none"], [0])
+        shutil.copytree(whole[0], config.output)
         return config
 
     def test_is_refused_and_left_as_it_was(self, config: TrainConfig, console: Console) -> None:
@@ -301,16 +348,65 @@ class TestAFolderThatExists:
         assert len(list(Path(config.output).glob("runs/*/seed-*"))) == 2
 
     @pytest.mark.parametrize("into", ["overwrite", "resume"])
-    @pytest.mark.parametrize("place", ["", "runs/{film}/seed-0"])
+    @pytest.mark.parametrize("place", ["", "runs", "runs/{film}", "runs/{film}/seed-0"])
     def test_is_never_touched_where_it_holds_anything_else(
         self, config: TrainConfig, console: Console, into: Into, place: str
     ) -> None:
         film = ComparisonFolder(Path(config.output)).run("film", 0).path.parent.name
         thesis = Path(config.output) / place.format(film=film) / "thesis.tex"
         thesis.write_text("years of work")
-        with pytest.raises(RunFolderExistsError, match=r"holds what no run wrote \(thesis.tex\)"):
+        with pytest.raises(RunFolderExistsError, match=r"holds what no run wrote \(.*thesis.tex\)"):
             start(config, console, into=into)
         assert thesis.read_text() == "years of work"
+
+    @pytest.mark.parametrize("name", ["mine", "mine/seed-0", "film-123456/notes"])
+    def test_is_never_touched_where_a_folder_among_its_runs_is_none_of_them(
+        self, config: TrainConfig, console: Console, name: str
+    ) -> None:
+        (Path(config.output) / "runs" / name).mkdir(parents=True)
+        with pytest.raises(RunFolderExistsError, match=r"holds what no run wrote \(runs/"):
+            start(config, console, into="overwrite")
+
+    @pytest.mark.parametrize("into", ["overwrite", "resume"])
+    @pytest.mark.parametrize("removed", range(6))
+    def test_goes_on_and_is_overwritten_after_a_kill_in_the_middle_of_overwriting(
+        self,
+        config: TrainConfig,
+        console: Console,
+        monkeypatch: pytest.MonkeyPatch,
+        removed: int,
+        into: Into,
+    ) -> None:
+        """Killed in each removal, which has then come no further than the first file of many."""
+        done = []
+
+        def killed(entry: Path) -> None:
+            if len(done) == removed:
+                for file in sorted(entry.rglob("metrics.jsonl"))[:1] or [entry]:
+                    file.unlink()
+                raise KeyboardInterrupt
+            done.append(remove(entry))
+
+        folder = ComparisonFolder(Path(config.output))
+        shared = config.resolve(10)
+        with monkeypatch.context() as patch:
+            patch.setattr("condmod_lab.comparison_folder.remove", killed)
+            with pytest.raises(KeyboardInterrupt):
+                folder.claim(SPECS, [0, 1], shared, "overwrite")
+        folder.claim(SPECS, [0, 1], shared, into)
+        found = folder.path.glob("runs/*/*")
+        assert all((run / "metrics.jsonl").exists() for run in found)
+        assert not list(folder.path.glob(".comparison.*"))
+
+    @pytest.mark.parametrize("into", ["new", "overwrite", "resume"])
+    def test_is_none_where_a_kill_left_no_more_than_half_a_plan(
+        self, tiny: Tiny, into: Into
+    ) -> None:
+        folder = ComparisonFolder(Path(tiny().output))
+        folder.path.mkdir()
+        (folder.path / ".comparison.yaml.new").write_text("spe")
+        folder.claim(SPECS, [0], tiny().resolve(10), into)
+        assert [entry.name for entry in folder.path.iterdir()] == ["comparison.yaml"]
 
     def test_of_another_config_cannot_go_on(
         self, config: TrainConfig, console: Console, tiny: Tiny
@@ -332,14 +428,67 @@ class TestAFolderThatExists:
             start(tiny(output=str(run)), console, into=into)
 
 
+def beginning(tiny: Tiny, tmp_path: Path) -> "subprocess.Popen[str]":
+    """A comparison in a process of its own, with two runs under way."""
+    config = tmp_path / "config.yaml"
+    config.write_text(tiny("training.steps=5000", "training.checkpoint_every=5").to_yaml())
+    command = [sys.executable, "-m", "condmod", "compare", *SPECS, f"--config={config}"]
+    command += ["--seeds=1", "--jobs=2", f"--output={tmp_path / 'begun'}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("begun/runs/*/*/checkpoint"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def children(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that carry out the runs."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            command = (status.parent / "cmdline").read_bytes()
+            if f" {process.pid} " in status.read_text() and b"popen_loky" in command:
+                found.append(int(status.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks for processes as Linux does")
+def test_sigterm_of_a_comparison_ends_its_runs_too(tiny: Tiny, tmp_path: Path) -> None:
+    with beginning(tiny, tmp_path) as process:
+        runs = children(process)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+    assert "interrupted: 0 of 3 runs are finished; go on with --resume" in err
+    assert len(runs) == 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{run}/cmdline").exists() for run in runs):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks for processes as Linux does")
+def test_a_process_that_was_killed_is_told_in_a_clear_line(tiny: Tiny, tmp_path: Path) -> None:
+    with beginning(tiny, tmp_path) as process:
+        os.kill(children(process)[0], signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == (
+        "error: the process of a run was killed, as happens where memory runs out; 0 of 3 runs "
+        "are finished; go on with --resume, perhaps with fewer --jobs"
+    )
+
+
 def test_kill_9_of_a_comparison_in_its_middle_costs_no_finished_run(
     tiny: Tiny, console: Console, tmp_path: Path
 ) -> None:
-    options = ["training.steps=60", "training.checkpoint_every=5"]
+    options, specs = ["training.steps=40", "training.checkpoint_every=5"], ["film", "none"]
     config = tmp_path / "config.yaml"
     config.write_text(tiny(*options).to_yaml())
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "condmod", "compare", *SPECS, "--seeds=2", "--jobs=2"]
+    command = [sys.executable, "-m", "condmod", "compare", *specs, "--seeds=2", "--jobs=2"]
     command += [f"--config={config}", f"--output={folder}"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
@@ -358,5 +507,5 @@ def test_kill_9_of_a_comparison_in_its_middle_costs_no_finished_run(
             break
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
-    whole = start(tiny(*options, output=str(tmp_path / "whole")), console)
+    whole = start(tiny(*options, output=str(tmp_path / "whole")), console, specs)
     assert steady(json.loads(done.stdout)) == steady(json.loads(json.dumps(whole)))

@@ -1,5 +1,6 @@
 """The measure passes real digits and stops the fakes that accuracy and diversity let through."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from condmod_lab import metrics as room
 from condmod_lab.data import Images, Split, load_digits
-from condmod_lab.errors import ConfigError, DataError
+from condmod_lab.errors import ConfigError, DataError, DivergedError
 from condmod_lab.metrics import GOALS, Judge, diversity, missed_goals, summarise
 
 CLASSES = 10
@@ -252,6 +253,19 @@ def test_a_class_with_fewer_than_two_samples_is_refused(split: Split) -> None:
             "twice the number of classes"
         )
     Judge(split).check(torch.arange(20) % CLASSES)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_images_of_values_that_are_no_numbers_are_a_clear_error(split: Split, value: float) -> None:
+    images, labels = torch.zeros(20, 1, 8, 8), torch.arange(20) % CLASSES
+    images[3:5, 0, 2, 2] = value
+    for refuse in (Judge(split).measure, Judge(split).accuracy):
+        with pytest.raises(DivergedError) as caught:
+            refuse(images, labels)
+        assert str(caught.value) == (
+            "2 of 20 images hold values that are no numbers, so nothing can be read in them; "
+            "a smaller training.learning_rate or sampling.guidance may help"
+        )
 
 
 def test_classes_whose_images_are_all_the_same_cannot_scale_diversity() -> None:

@@ -20,7 +20,7 @@ from condmod_lab.run_folder import DataFacts, Into, RunFolder
 from condmod_lab.writing import remove, save_text
 
 Tiny = Callable[..., TrainConfig]
-FACTS = DataFacts(tuple("0123456789"), (1, 8, 8), ink=True)
+FACTS = DataFacts(tuple("0123456789"), (1, 8, 8), ink=True, fingerprint="0" * 8)
 
 
 @pytest.fixture
@@ -221,6 +221,51 @@ def test_metrics_that_no_run_wrote_are_a_clear_error(finished: RunFolder) -> Non
     finished.figures.write_text("{")
     with pytest.raises(RunFolderError, match=r"metrics\.json is not readable JSON"):
         finished.metrics()
+    for text in ("5", "[1]", "null", "{}"):
+        finished.figures.write_text(text)
+        with pytest.raises(RunFolderError) as caught:
+            finished.metrics()
+        assert str(caught.value) == (
+            f"{finished.figures} holds no figures of a run but {json.loads(text)}; "
+            "remove it and go on with --resume"
+        )
+
+
+@pytest.mark.parametrize("into", ["new", "overwrite", "resume"])
+def test_a_name_that_is_too_long_is_a_clear_error(tmp_path: Path, tiny: Tiny, into: Into) -> None:
+    folder = RunFolder(tmp_path / ("x" * 300))
+    assert folder.metrics() == {}
+    with pytest.raises(RunFolderError, match=r"cannot write the run folder .*: File name too long"):
+        folder.claim(tiny(), into)
+
+
+def test_a_folder_that_cannot_be_read_is_a_clear_error(
+    finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(RunFolderError) as caught:
+        finished.check(tiny(), "new")
+    assert str(caught.value) == (
+        f"cannot read the run folder {finished.path}: Permission denied; "
+        "name another one with --output"
+    )
+
+
+def test_a_run_whose_removal_was_cut_off_is_not_finished(
+    finished: RunFolder, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished.figures.write_text('{"held_out_loss": 1.0}')
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("condmod_lab.run_folder.remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finished.claim(tiny(), "overwrite")
+    assert finished.metrics() == {}
 
 
 @pytest.mark.parametrize("into", ["new", "overwrite", "resume"])

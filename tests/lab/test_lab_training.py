@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -274,6 +276,23 @@ def test_a_checkpoint_that_lacks_a_part_cannot_go_on(
         start(config, console, into="resume")
 
 
+def test_a_run_on_other_images_cannot_go_on(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, split = tiny(), load_digits()
+    interrupt_in_step(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        start(config, console)
+    other = replace(split, train=Images(split.train.images * 0.99, split.train.labels))
+    with pytest.raises(RunFolderError) as caught:
+        start(config, console, other, into="resume")
+    assert str(caught.value) == (
+        f"{config.output} holds a run on other images or labels than the config's data now has, "
+        "so it cannot go on; put them back, add --overwrite to replace the run, or name another "
+        "folder with --output"
+    )
+
+
 def test_a_finished_checkpoint_holds_no_more_than_sampling_needs(
     tiny: Tiny, console: Console
 ) -> None:
@@ -456,6 +475,25 @@ def test_what_the_machine_cannot_do_is_told_before_training(
     assert not Path(config.output).exists()
 
 
+@pytest.mark.parametrize("left", [{"WORLD_SIZE": "2"}, {"LOCAL_RANK": "0", "WORLD_SIZE": "1"}])
+def test_what_a_scheduler_left_in_the_environment_is_a_clear_error(
+    tiny: Tiny, console: Console, left: dict[str, str]
+) -> None:
+    with mock.patch.dict(os.environ, left):
+        PartialState._reset_state()
+        try:
+            with pytest.raises(ConfigError) as caught:
+                start(tiny(), console)
+        finally:
+            PartialState._reset_state()
+    text = " ".join(str(caught.value).split())
+    assert text.startswith(
+        "accelerate cannot start with training.precision fp32 and what the environment says of "
+        "other processes (WORLD_SIZE, LOCAL_RANK, MASTER_ADDR): "
+    )
+    assert text.count("MASTER_ADDR") > 1
+
+
 def test_tensorboard_shows_the_journal(tiny: Tiny, console: Console) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -470,8 +508,8 @@ def test_tensorboard_shows_the_journal(tiny: Tiny, console: Console) -> None:
 
 LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
-    "accelerate": [
-        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"),
+    "accelerate": [  # whose --cpu starts one process, whatever their number
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"),
         *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
         "--main_process_port=0",
     ],
@@ -505,6 +543,7 @@ def test_two_processes_are_one_run_from_the_same_yaml(
         assert torch.allclose(value, weights(two)[name], atol=2e-3), name  # Adam divides by ~0
     assert two.load().step == 12
     assert done.stdout.count("images drawn by") == 1
+    assert done.stderr.count("training dense_film, 12 steps, on 2 processes in ") == 1
     assert sorted(yaml.safe_load((two.path / "config.yaml").read_text())) == sorted(
         yaml.safe_load(file.read_text())
     )
