@@ -298,7 +298,7 @@ def comparison(path: str) -> str:
 
     try:
         document = json.loads((_ROOT / path).read_text(encoding="utf-8"))
-        cells = shown._cells(document)
+        cells = shown.table_cells(document)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("%s holds no comparison: %s: %s", path, type(error).__name__, error)
         return f"*{path} holds no comparison.*"
@@ -307,7 +307,8 @@ def comparison(path: str) -> str:
     tables = []
     for measured in (True, False):  # in one table they would be too wide
         names = [name for name in figures if bool(figures[name]["reduce"]) == measured]
-        headings = [re.sub(" (?=[↑↓])", "\xa0", shown._heading(figures[name])) for name in names]
+        headings = [shown.column_heading(figures[name]) for name in names]
+        headings = [re.sub(" (?=[↑↓])", "\xa0", heading) for heading in headings]
         rows = [
             [f"`{_cell(short[spec])}`", *(_figure(cells[name, spec]) for name in names)]
             for spec in specs
@@ -316,7 +317,7 @@ def comparison(path: str) -> str:
         tables.append("\n".join(f"| {' | '.join(row)} |" for row in table))
     key = "**Bold\\*** is the best mean, ~ is not told apart from it."
     key += " Below a mean is the standard deviation over seeds." * (len(document["seeds"]) > 1)
-    facts = [f"| {name} | {_cell(words)} |" for name, words in shown._facts(document)]
+    facts = [f"| {name} | {_cell(words)} |" for name, words in shown.at_a_glance(document)]
     standings = [
         f"- **{figures[name]['title']}**: "
         + re.sub("`([^`]*)`", lambda found: f"`{short.get(found[1], found[1])}`", words)

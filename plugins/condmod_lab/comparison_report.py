@@ -91,13 +91,13 @@ def print_table(document: Mapping[str, Any], console: Console) -> None:
     """Print the figures of every spec, and where they stand; readable from 80 columns on."""
     figures = document["figures"]
     measured = [name for name in figures if figures[name]["reduce"]]
-    cells = _cells(document)
+    cells = table_cells(document)
     for names in (measured, [name for name in figures if name not in measured]):
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
         table.add_column("modulator", overflow="fold", min_width=16)
         for name in names:
-            heading = "\n".join(textwrap.wrap(_heading(figures[name]), 9, break_long_words=False))
-            table.add_column(Text(heading), justify="right")
+            words = textwrap.wrap(column_heading(figures[name]), 9, break_long_words=False)
+            table.add_column(Text("\n".join(words)), justify="right")
         for spec in document["specs"]:
             table.add_row(Text(spec), *(_shown(cells[name, spec]) for name in names))
         console.print(table)
@@ -174,7 +174,7 @@ def write_html(
         ink: whether 1 is ink on light paper, or else light; of one channel only.
     """
     figures, specs = document["figures"], document["specs"]
-    cells = _cells(document)
+    cells = table_cells(document)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["words"] = _marked_up
     template = files("condmod_lab").joinpath("comparison.html.jinja").read_text(encoding="utf-8")
@@ -187,9 +187,9 @@ def write_html(
     page = environment.from_string(template).render(
         document=document,
         data=_data(document["config"]),
-        facts=_facts(document),
+        facts=at_a_glance(document),
         settings=list(_leaves(document["config"])),
-        headings={name: _heading(figure) for name, figure in figures.items()},
+        headings={name: column_heading(figure) for name, figure in figures.items()},
         rows=[(spec, [cells[name, spec] for name in figures]) for spec in specs],
         forests=[charts.forest(document, name) for name in compared],
         matrices=[(figures[name], _matrix(document, name)) for name in compared],
@@ -207,7 +207,7 @@ def write_html(
     path.write_text(page, encoding="utf-8")
 
 
-def _cells(document: Mapping[str, Any]) -> dict[tuple[str, str], _Cell]:
+def table_cells(document: Mapping[str, Any]) -> dict[tuple[str, str], _Cell]:
     """What a table holds, by figure and spec."""
     cells = {}
     for name, figure in document["figures"].items():
@@ -229,7 +229,7 @@ def _number(value: float | None, figure: Mapping[str, Any]) -> str:
     return f"{value * (1000 if figure['unit'] == 'ms' else 1):,.{figure['digits']}f}"
 
 
-def _heading(figure: Mapping[str, Any]) -> str:
+def column_heading(figure: Mapping[str, Any]) -> str:
     """`accuracy ↑`, `step time, ms`."""
     unit = f", {figure['unit']}" if figure["unit"] else ""
     return f"{figure['title']}{unit} {_ARROWS[figure['better']]}".rstrip()
@@ -263,7 +263,7 @@ def _draw_seeds(axes: Axes, document: Mapping[str, Any], name: str) -> None:
             face = color if spec in best else "white"
             axes.scatter(mean, row, s=52, marker="D", facecolor=face, edgecolor=color, zorder=1)
             axes.scatter(values, [row] * len(values), s=22, color=color, alpha=0.45, linewidths=0)
-    axes.set_title(_heading(figure), color=_INK, fontsize=11, loc="left")
+    axes.set_title(column_heading(figure), color=_INK, fontsize=11, loc="left")
     axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=_INK)
     axes.tick_params(axis="x", labelsize=8)
     axes.locator_params(axis="x", nbins=4)
@@ -320,7 +320,7 @@ def _data(config: Mapping[str, Any]) -> str:
     return Path(data["path"]).name if "path" in data else str(data["name"])
 
 
-def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+def at_a_glance(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was compared, in a few lines."""
     config, machine = document["config"], document["machine"]
     training, sampling = config["training"], config["sampling"]
