@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from condmod.errors import CheckpointError
@@ -19,6 +19,7 @@ from condmod.errors import CheckpointError
 FORMAT = 1
 TENSORS = "tensors.safetensors"
 DOCUMENT = "checkpoint.json"
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +89,23 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, truncated, foreign, or of another format version.
     """
-    path = Path(folder)
-    try:
-        _recover(path)
-    except OSError:  # a folder that may only be read
-        path = _former(path)
-    if not (path / DOCUMENT).is_file() or not (path / TENSORS).is_file():
-        raise CheckpointError(
-            f"{path} holds no condmod checkpoint: it needs {DOCUMENT} and {TENSORS}"
-        )
+    target = Path(folder)
+    for _ in range(_TRIES):  # where a save replaces it meanwhile
+        path = target if target.exists() else _former(target)
+        try:
+            found = _load(path)
+            if (path / DOCUMENT).stat().st_ino == found[0]:
+                return found[1]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    raise CheckpointError(
+        f"{target} holds no condmod checkpoint: it needs {DOCUMENT} and {TENSORS}"
+    )
+
+
+def _load(path: Path) -> tuple[int, Checkpoint]:
+    """A checkpoint, and what tells its document from one that has taken its place."""
+    mark = (path / DOCUMENT).stat().st_ino
     try:
         document = json.loads((path / DOCUMENT).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -108,10 +117,10 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             f"{path} has checkpoint format {document.get('format')!r}; this condmod reads {FORMAT}"
         )
     try:
-        tensors = load_file(path / TENSORS)
+        tensors = load((path / TENSORS).read_bytes())
     except SafetensorError as error:
         raise CheckpointError(f"{path / TENSORS} is truncated or foreign: {error}") from None
-    return Checkpoint(tensors, document)
+    return mark, Checkpoint(tensors, document)
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

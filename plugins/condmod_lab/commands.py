@@ -119,6 +119,10 @@ def compare(
     from condmod_lab.comparison_report import print_table
     from condmod_lab.config import load_config, make_config
 
+    own = {"modulator": "the specs", "seed": "--seeds", "output": "--output"}
+    for override in set_ or ():
+        if (key := override.partition("=")[0]) in own:
+            raise typer.BadParameter(f"--set {key}: a comparison takes {own[key]} instead")
     overrides = [*(set_ or ()), f"output={dumps(output)}"]
     shared = load_config(config, overrides) if config else make_config({}, overrides)
     with _memory():
@@ -225,12 +229,18 @@ def _memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
             raise
         raise OutOfMemoryError(
             "not enough memory for this run; lower backbone.channels, training.batch, "
             f"sampling.samples or the modulator's hidden widths ({str(error).splitlines()[0]:.100})"
         ) from None
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    from torch import OutOfMemoryError
+
+    return isinstance(error, OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _summary(metrics: dict[str, Any], config: TrainConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -11,7 +12,7 @@ from statistics import fmean
 from typing import Any, Final
 
 import torch
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
 from safetensors import SafetensorError
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from condmod import CondmodError, SiteError, configure
 from condmod_lab import comparison_report, folders, journal
-from condmod_lab.comparison_folder import ComparisonFolder
+from condmod_lab.comparison_folder import ComparisonFolder, shared
 from condmod_lab.config import TrainConfig, make_config
 from condmod_lab.data import Split, load_data
 from condmod_lab.errors import ConfigError, RunFolderError
@@ -32,6 +33,7 @@ from condmod_lab.workflow import prepare, run
 from condmod_lab.writing import save_json, writing
 
 _COLUMNS: Final = 8
+_LAUNCHED: Final = ("WORLD_SIZE", "LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _POINTS: Final = 200
 
 
@@ -83,8 +85,11 @@ def compare(
         RunFolderError: the folder cannot be written, or holds something already.
         CondmodError: what else is wrong with the config or its data.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a comparison is one process that starts its runs itself; use --jobs")
+    if launched := [name for name in _LAUNCHED if os.environ.get(name, "1") != "1"]:
+        raise ConfigError(
+            "a comparison is one process that starts its runs itself; use --jobs, and where a "
+            f"scheduler has left {' and '.join(launched)} in the environment, unset it"
+        )
     names = _check_specs(specs)
     if not seeds:
         raise ConfigError("a comparison takes one seed or more, as in --seeds 3; got none")
@@ -107,7 +112,7 @@ def compare(
             "specs": names,
             "seeds": list(seeds),
             "command": command,
-            "config": config.model_dump(mode="json"),
+            "config": shared(config).model_dump(mode="json"),
             "machine": _machine(jobs),
             "failed": failed,
             **_measured(names, seeds, runs),
@@ -206,7 +211,7 @@ def _carry_out(
 
 def _threads(jobs: int) -> int:
     """An equal share of the cores for each of several runs."""
-    return max(1, (os.cpu_count() or 1) // jobs)
+    return max(1, int(cpu_count()) // jobs)
 
 
 def _one(one: _Run, threads: int | None) -> tuple[_Run, dict[str, Any], str]:
@@ -217,6 +222,10 @@ def _one(one: _Run, threads: int | None) -> tuple[_Run, dict[str, Any], str]:
         return one, run(one.config, Console(quiet=True), into="resume"), ""
     except CondmodError as error:
         return one, {}, str(error)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  a mistake in one spec is not the others'
+        return one, {}, f"{type(error).__name__}: {error}"
 
 
 def _short(metrics: Mapping[str, Any]) -> str:
@@ -234,7 +243,7 @@ def _machine(jobs: int) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "torch": torch.__version__,
-        "cpus": os.cpu_count(),
+        "cpus": cpu_count(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "jobs": jobs,
         "threads": torch.get_num_threads() if jobs == 1 else _threads(jobs),
@@ -253,12 +262,15 @@ def _measured(specs: Sequence[str], seeds: Sequence[int], runs: Sequence[_Run]) 
         for figure in FIGURES:
             if figure.reduce is None:
                 costs[spec][figure.name] = [
-                    metrics[spec, seed].get(figure.name, float("nan")) for seed in seeds
+                    _figure(found[spec, seed], metrics[spec, seed], figure.name) for seed in seeds
                 ]
             else:
                 lost = torch.full_like(whole[figure.name].float(), float("nan"))
                 items[spec][figure.name] = torch.stack(
-                    [tables[spec, seed].get(figure.name, lost).float() for seed in seeds]
+                    [
+                        _figure(found[spec, seed], tables[spec, seed], figure.name, lost).float()
+                        for seed in seeds
+                    ]
                 )
     return {
         **summarise(specs, seeds, items, costs),
@@ -266,16 +278,31 @@ def _measured(specs: Sequence[str], seeds: Sequence[int], runs: Sequence[_Run]) 
     }
 
 
+def _figure(folder: RunFolder, held: Mapping[str, Any], name: str, lost: Any = math.nan) -> Any:
+    """A figure of a run; what stands for it where the run failed and holds nothing."""
+    if not held:
+        return lost
+    if name not in held:
+        raise RunFolderError(
+            f"{folder.path} lacks the figure {name}; remove {folder.figures} and go on with "
+            "--resume"
+        )
+    return held[name]
+
+
 def _measures(folder: RunFolder) -> dict[str, Tensor]:
     """A finished run's figures, item by item; nothing where it failed."""
-    path = folder.path / "measures.safetensors"
-    if not folder.metrics():
-        return {}
+    return _read(folder, "measures.safetensors") if folder.metrics() else {}
+
+
+def _read(folder: RunFolder, name: str) -> dict[str, Tensor]:
+    """Tensors of a finished run."""
+    path = folder.path / name
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(
-            f"{path} cannot be read ({error}); remove {folder.path} and go on with --resume"
+            f"{path} cannot be read ({error}); remove {folder.figures} and go on with --resume"
         ) from None
 
 
@@ -285,7 +312,7 @@ def _curve(runs: Sequence[RunFolder]) -> dict[str, list[float]]:
     for folder in runs:
         for line in journal.read(folder.log):
             losses.setdefault(line["step"], []).append(line["loss"])
-    shown = sorted(losses)[:: max(1, len(losses) // _POINTS)]
+    shown = sorted(losses)[:: -(-len(losses) // _POINTS) or 1]
     return {
         "step": [float(step) for step in shown],
         "loss": [fmean(losses[step]) for step in shown],
@@ -302,7 +329,7 @@ def _write(
     grids = {}
     for one in runs:
         if one.spec not in grids and one.folder.metrics():
-            drawn = load_file(one.folder.path / "samples.safetensors")
+            drawn = _read(one.folder, "samples.safetensors")
             grids[one.spec] = _grid(drawn["images"], drawn["labels"], classes)
     real = _grid(split.held_out.images, split.held_out.labels, classes)
     save_json(folder.result("results.json"), document)

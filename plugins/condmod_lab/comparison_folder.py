@@ -62,7 +62,7 @@ class ComparisonFolder:
                 f"{self.path} holds a comparison already; add --resume to go on with it, "
                 "--overwrite to replace it, or name another folder with --output"
             )
-        changed = differences(_shared(config), _shared(former))
+        changed = differences(shared(config), shared(former))
         if into == "resume" and changed:
             raise RunFolderError(
                 f"{self.path} holds a comparison of another config, so it cannot go on with this "
@@ -92,7 +92,7 @@ class ComparisonFolder:
                     aside = self.path / f".comparison.{entry.name}"
                     remove(entry.rename(aside))  # so that a kill leaves no half of a run
         plan: dict[str, Any] = {"specs": list(specs), "seeds": list(seeds)}
-        plan["config"] = _shared(config).model_dump(mode="json")
+        plan["config"] = shared(config).model_dump(mode="json")
         save_text(self.path / _PLAN, yaml_text.dump(plan))
 
     def _begun(self) -> bool:
@@ -122,7 +122,7 @@ class ComparisonFolder:
             ) from None
 
 
-def _shared(config: TrainConfig) -> TrainConfig:
+def shared(config: TrainConfig) -> TrainConfig:
     """A config without what differs from run to run."""
     return TrainConfig.model_validate(
         {**config.model_dump(mode="json"), "modulator": "none", "seed": 0, "output": "runs"}

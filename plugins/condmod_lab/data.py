@@ -64,7 +64,7 @@ class Split:
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for part in (self.train, self.held_out):
             for tensor in (part.images, part.labels):
-                digest.update(tensor.contiguous().numpy().tobytes())
+                digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:8]
 
     @property

@@ -156,7 +156,7 @@ class TrainingConfig(Section):
     clip: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Largest norm of the gradient."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    """Decay of the averaged weights that samples are drawn with; it warms up from 0.1."""
+    """Decay of the averaged weights that samples are drawn with; it warms up from 2/11."""
     log_every: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     """Steps between two lines of metrics.jsonl; each is the mean over these steps."""
     checkpoint_every: Annotated[int, Field(ge=1, le=1_000_000)] = 250

@@ -75,6 +75,10 @@ def train(
         found = folder.resume(config, loop.facts) if into == "resume" else None
     if found is not None:
         loop.restore(found)
+    if into == "resume":
+        _check_same_step(loop.done, accelerator)
+        if accelerator.is_main_process:
+            journal.cut(folder.log, loop.done)  # all of it where no checkpoint was written
     plain = {
         key: value if isinstance(value, int | float | str) else str(value)
         for key, value in flat(config).items()
@@ -90,13 +94,25 @@ def train(
     try:
         with Stopping() as stopping, writing(folder.path):
             loop.run(console, stopping)
+            if loop.stopped:
+                if accelerator.is_main_process:
+                    _tell(console, _kept(loop, folder))
+                accelerator.wait_for_everyone()  # a launcher that sees one go ends the others
     except RunFolderError as error:
         raise RunFolderError(f"{error}; {loop.kept}; go on with --resume") from None
-    if loop.stopped:
-        if accelerator.is_main_process:
-            _tell(console, _kept(loop, folder))
+    if loop.stopped or stopping.asked is not None:  # in the last step, or in its save
         stopping.go()
     return loop.averaged
+
+
+def _check_same_step(done: int, accelerator: Accelerator) -> None:
+    """Refuse processes that would go on from different steps, as where folders are not shared."""
+    steps = accelerator.gather(torch.tensor([done], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise RunFolderError(
+            "every process goes on from the checkpoint in the run folder, so all of them must see "
+            f"that folder; they found the steps {', '.join(map(str, steps))}"
+        )
 
 
 def _kept(loop: _Loop, folder: RunFolder) -> str:
@@ -213,8 +229,6 @@ class _Loop:
             {**self.schedule.state_dict(), "last_epoch": taken - 1, "_step_count": taken + 1}
         )
         self.schedule.step()
-        if self.accelerator.is_main_process:
-            journal.cut(self.folder.log, done)
 
     def run(self, console: Console, stopping: Stopping) -> None:
         """Train until the last step, or until asked to stop."""

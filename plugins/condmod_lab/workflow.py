@@ -20,7 +20,7 @@ from condmod import ConditionError
 from condmod_lab import folders, journal, report
 from condmod_lab.config import TrainConfig
 from condmod_lab.data import Images, Split, load_data
-from condmod_lab.errors import DataError
+from condmod_lab.errors import ConfigError, DataError
 from condmod_lab.flow import draw, flow_errors
 from condmod_lab.launch import make_accelerator
 from condmod_lab.metrics import Judge, summarise
@@ -54,12 +54,16 @@ def run(config: TrainConfig, console: Console, *, into: Into = "new") -> dict[st
     """
     split, folder = load_data(config.data), RunFolder(Path(config.output))
     config = prepare(config, split)
+    accelerator = make_accelerator(config, folder.path)
     if into == "resume" and (finished := folder.metrics()):
+        accelerator.end_training()
+        if not accelerator.is_main_process:
+            return {}
         folder.check(config, into)
         folder.resume(config, facts_of(split))
-        console.print(f"the run in {folder.path} is finished", soft_wrap=True, highlight=False)
+        line = f"the run in {folder.path} is finished"
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
         return finished
-    accelerator = make_accelerator(config, folder.path)
     if accelerator.is_main_process:
         folder.check(config, into)
         _tell_skipped(console, split)
@@ -79,10 +83,15 @@ def prepare(config: TrainConfig, split: Split) -> TrainConfig:
     """The config with all that depends on the data spelled out.
 
     Raises:
-        ConfigError: there are too few samples to measure.
+        ConfigError: there are too few samples to measure, or too few images for a batch.
         DataError: the images are too much alike to measure by.
     """
     Judge(split).check(_labels(config, split))
+    if config.training.batch > len(split.train):
+        raise ConfigError(
+            "training.batch is at most the number of images to learn from, "
+            f"{len(split.train)}; got {config.training.batch}"
+        )
     return config.resolve(len(split.classes))
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -299,7 +300,37 @@ def _killed_between_the_renames(folder: Path) -> None:
 def test_the_only_good_checkpoint_survives_a_kill_between_the_renames(folder: Path):
     _killed_between_the_renames(folder)
     assert saved.load_checkpoint(folder).document["step"] == 3
-    assert folder.is_dir()
+
+
+def test_whoever_reads_while_checkpoints_are_saved_disturbs_none_and_meets_whole_ones(
+    folder: Path, net: nn.Module
+):
+    """A reader that put things in order itself would come between a save's two renames."""
+    stop, problems, steps = threading.Event(), [], []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                found = saved.load_checkpoint(folder)
+                assert found.tensors.keys() == net.state_dict().keys()
+                steps.append(found.document["step"])
+            except saved.CheckpointError:  # five saves in a row came between
+                pass
+            except Exception as error:  # noqa: BLE001  whatever it is, the main thread tells it
+                problems.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for step in range(200):
+            saved.save_checkpoint(folder, net.state_dict(), {"step": step})
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert problems == []
+    assert len(set(steps)) > 1
 
 
 def test_a_save_after_a_kill_that_fails_too_keeps_the_only_good_checkpoint(

@@ -288,6 +288,12 @@ def test_a_comparison_prints_table_and_findings(
     assert printed["specs"] == ["film", "none"]
 
 
+@pytest.mark.parametrize("key", ["modulator", "seed", "output"])
+def test_what_differs_from_run_to_run_is_not_set_for_all(example: Path, key: str) -> None:
+    with pytest.raises(typer.BadParameter, match=f"--set {key}: a comparison takes "):
+        commands.compare(["film", "none"], config=example, set_=[f"{key}=1"])
+
+
 @pytest.mark.parametrize(
     ("word", "typed"),
     [

@@ -253,6 +253,21 @@ def test_a_run_that_diverges_is_told_and_does_not_take_the_others_with_it(
     assert None not in accuracy["film"]["values"]
 
 
+def test_a_mistake_in_one_spec_is_told_and_does_not_take_the_others_with_it(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(one: TrainConfig, *rest: Any, **options: Any) -> dict[str, Any]:
+        if str(one.modulator) == "none":
+            raise TypeError("one argument too many")
+        return real(one, *rest, **options)
+
+    real = comparing.run
+    monkeypatch.setattr(comparing, "run", run)
+    assert start(tiny(), console)["failed"] == {
+        f"none seed {seed}": "TypeError: one argument too many" for seed in (0, 1)
+    }
+
+
 def test_a_comparison_without_any_finished_run_has_nothing_to_show(
     tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +422,19 @@ class TestAFolderThatExists:
         (folder.path / ".comparison.yaml.new").write_text("spe")
         folder.claim(SPECS, [0], tiny().resolve(10), into)
         assert [entry.name for entry in folder.path.iterdir()] == ["comparison.yaml"]
+
+    @pytest.mark.parametrize("name", ["measures.safetensors", "samples.safetensors"])
+    def test_with_a_torn_file_in_a_run_says_which_and_what_to_do(
+        self, config: TrainConfig, console: Console, name: str
+    ) -> None:
+        run = ComparisonFolder(Path(config.output)).run("film", 0)
+        (run.path / name).write_bytes(b"torn")
+        with pytest.raises(RunFolderError) as caught:
+            start(config, console, into="resume")
+        assert str(caught.value).startswith(f"{run.path / name} cannot be read (")
+        assert str(caught.value).endswith(f"; remove {run.figures} and go on with --resume")
+        run.figures.unlink()
+        assert start(config, console, into="resume")["failed"] == {}
 
     def test_of_another_config_cannot_go_on(
         self, config: TrainConfig, console: Console, tiny: Tiny

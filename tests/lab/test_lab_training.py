@@ -224,6 +224,34 @@ def test_lines_after_the_checkpoint_are_written_again_not_twice(
     assert 7.0 not in losses(folder)
 
 
+def test_lines_before_the_first_checkpoint_are_written_again_not_twice(
+    tiny: Tiny, console: Console
+) -> None:
+    config = tiny("training.steps=9")
+    folder = RunFolder(Path(config.output))
+    folder.claim(config.resolve(10), "new")
+    folder.log.write_text('{"step": 2, "loss": 7.0, "seconds": 1.0}\n')
+    start(config, console, into="resume")
+    assert [line["step"] for line in journal.read(folder.log)] == [2, 4, 6, 8, 9]
+
+
+def test_ctrl_c_in_the_last_save_is_not_lost(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = RunFolder.save
+
+    def interrupted(self: RunFolder, *rest: Any) -> None:
+        if rest[3] == 6:
+            signal.raise_signal(signal.SIGINT)
+        save(self, *rest)
+
+    monkeypatch.setattr(RunFolder, "save", interrupted)
+    config = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        start(config, console)
+    assert RunFolder(Path(config.output)).load().step == 6
+
+
 def test_a_run_that_never_came_to_a_checkpoint_begins_again(tiny: Tiny, console: Console) -> None:
     config = tiny()
     RunFolder(Path(config.output)).claim(config.resolve(10), "new")
