@@ -51,7 +51,7 @@ class ComparisonFolder:
             RunFolderExistsError: the folder holds something that may not be overwritten.
             RunFolderError: the comparison to go on with has another config; shows what differs.
         """
-        if not self._begun():
+        if not folders.begun(self.path, _UNFINISHED):
             return
         folders.refuse_foreign(self.path, {_PLAN, _RUNS, *_RESULTS}, _UNFINISHED)
         former = self._former()
@@ -94,10 +94,6 @@ class ComparisonFolder:
         plan: dict[str, Any] = {"specs": list(specs), "seeds": list(seeds)}
         plan["config"] = shared(config).model_dump(mode="json")
         save_text(self.path / _PLAN, yaml_text.dump(plan))
-
-    def _begun(self) -> bool:
-        """Whether the folder holds more than what a kill may have left of a first write."""
-        return any(not entry.name.startswith(_UNFINISHED) for entry in folders.entries(self.path))
 
     def _runs(self) -> list[RunFolder]:
         """The folder of every run.

@@ -14,6 +14,7 @@ from condmod_lab.errors import RunFolderError, RunFolderExistsError
 from condmod_lab.writing import writing
 
 LOCK = ".lock"
+_LITTER = frozenset({LOCK, ".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
 def make(path: Path) -> None:
@@ -58,7 +59,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def entries(path: Path) -> list[Path]:
-    """What a folder holds beside its lock; nothing where there is no folder.
+    """What a folder holds beside its lock and what file managers leave; nothing without a folder.
 
     Raises:
         RunFolderError: the folder cannot be read.
@@ -66,11 +67,16 @@ def entries(path: Path) -> list[Path]:
     if not os.path.isdir(path):  # where Path.is_dir raises for names that are too long
         return []
     try:
-        return sorted(entry for entry in path.iterdir() if entry.name != LOCK)
+        return sorted(entry for entry in path.iterdir() if entry.name not in _LITTER)
     except OSError as error:
         raise RunFolderError(
             f"cannot read the run folder {path}: {error.strerror}; name another one with --output"
         ) from None
+
+
+def begun(path: Path, unfinished: tuple[str, ...]) -> bool:
+    """Whether a folder holds more than what a kill may have left of a first write."""
+    return any(not entry.name.startswith(unfinished) for entry in entries(path))
 
 
 def refuse_foreign(path: Path, ours: Collection[str], unfinished: tuple[str, ...]) -> None:

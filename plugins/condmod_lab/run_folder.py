@@ -143,7 +143,7 @@ class RunFolder:
             RunFolderExistsError: the folder holds something that may not be overwritten.
             RunFolderError: the run to go on with has another config; shows what differs.
         """
-        if not self._begun():
+        if not folders.begun(self.path, _UNFINISHED):
             return
         former = self._former_config()
         if into == "new":
@@ -169,17 +169,13 @@ class RunFolder:
         """
         self.check(config, into)
         folders.make(self.path)
-        if into == "resume" and self._begun():
+        if into == "resume" and folders.begun(self.path, _UNFINISHED):
             return
         with writing(self.path):  # the config last, for by it a folder is known as a run's
             self.figures.unlink(missing_ok=True)  # by them a run is known as finished
             for entry in sorted(folders.entries(self.path), key=lambda each: each == self.config):
                 remove(entry)
         save_text(self.config, config.to_yaml())
-
-    def _begun(self) -> bool:
-        """Whether the folder holds more than what a kill may have left of a first write."""
-        return any(not entry.name.startswith(_UNFINISHED) for entry in folders.entries(self.path))
 
     def _former_config(self) -> TrainConfig | None:
         """The config of the run that the folder holds, None where only its checkpoint is whole.

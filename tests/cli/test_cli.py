@@ -129,7 +129,18 @@ def test_wrong_usage_is_exit_code_2(args):
 
 @pytest.mark.parametrize(
     "command",
-    ["list", "show", "validate", "schema", "doctor", "plugins", "demo", "train", "sample"],
+    [
+        "list",
+        "show",
+        "validate",
+        "schema",
+        "doctor",
+        "plugins",
+        "demo",
+        "train",
+        "compare",
+        "sample",
+    ],
 )
 def test_each_help_has_an_example(command):
     done = run(command, "--help")
@@ -163,7 +174,7 @@ def test_plugins_lists_distributions_with_what_they_bring():
     rows = json.loads(run("plugins", "--json").stdout)
     ours = next(row for row in rows if row["distribution"].startswith("condmod "))
     assert "film" in ours["components"]
-    assert {"demo", "train", "sample"} == set(ours["commands"])
+    assert {"demo", "train", "compare", "sample"} == set(ours["commands"])
 
 
 def test_a_command_without_its_extra_prints_the_install_line(tmp_path):
@@ -251,7 +262,8 @@ def test_doctor_checks_commands_and_plugins_too(broken):
     assert (done.returncode, done.stderr) == (1, "")
     report = json.loads(done.stdout)
     assert report["commands"].pop("haunt").startswith("the command 'haunt' comes from unknown,")
-    assert report["commands"] == {"demo": "", "sample": "", "snap": BROKEN, "train": ""}
+    fine = dict.fromkeys(("compare", "demo", "sample", "train"), "")
+    assert report["commands"] == {**fine, "snap": BROKEN}
     assert report["plugins"]["condmod_lab"] == ""
     assert report["plugins"]["snapper"] == (
         "the plugin 'snap' comes from snapper 1.0, whose module snapper failed: RuntimeError: it "

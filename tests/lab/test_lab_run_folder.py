@@ -97,6 +97,15 @@ def test_overwriting_does_not_follow_links(finished: RunFolder, tiny: Tiny, tmp_
     assert (elsewhere / "kept").read_text() == "kept"
 
 
+@pytest.mark.parametrize("into", ["overwrite", "resume"])
+def test_what_file_managers_leave_is_in_nobodys_way(
+    finished: RunFolder, tiny: Tiny, into: Into
+) -> None:
+    (finished.path / ".DS_Store").write_bytes(b"")
+    finished.claim(tiny().resolve(10), into)
+    assert (finished.path / ".DS_Store").exists()
+
+
 def test_an_empty_folder_is_taken(folder: RunFolder, tiny: Tiny) -> None:
     folder.path.mkdir(parents=True)
     folder.claim(tiny(), "new")
