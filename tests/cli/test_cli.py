@@ -272,7 +272,7 @@ def test_doctor_checks_commands_and_plugins_too(broken):
     assert "raise RuntimeError('it is" in report["tracebacks"]["command snap"]
     assert report["tracebacks"]["plugin snapper"].startswith("Traceback")
     text = run_with(broken, "doctor").stdout
-    assert "\n3 of 5 commands are well\n1 of 3 plugins are well\n" in text
+    assert "\n4 of 6 commands are well\n1 of 3 plugins are well\n" in text
     assert f"\ncommand snap: {BROKEN}\n" in text
     assert "\nTraceback of plugin snapper:\n" in text
 
