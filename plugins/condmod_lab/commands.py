@@ -88,7 +88,7 @@ def compare(
     specs: Annotated[
         list[str], typer.Argument(help="Specs of modulators, two or more.", show_default=False)
     ],
-    seeds: Annotated[int, typer.Option(help="Runs of each spec, from seed 0 on.")] = 3,
+    seeds: Annotated[int, typer.Option(min=0, help="Runs of each spec, from seed 0 on.")] = 3,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of what all runs share.", show_default=False)
     ] = None,
@@ -190,7 +190,7 @@ def sample(
 
 def _command() -> str:
     """The command line that makes the same from nothing."""
-    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite", "--json")]
     return " ".join(["condmod", *map(_quoted, words)])
 
 

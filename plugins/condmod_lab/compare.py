@@ -25,11 +25,12 @@ from condmod_lab.comparison_folder import ComparisonFolder, shared
 from condmod_lab.config import TrainConfig, make_config
 from condmod_lab.data import Split, load_data
 from condmod_lab.errors import ConfigError, RunFolderError
+from condmod_lab.launch import make_accelerator
 from condmod_lab.network import build
 from condmod_lab.paired import FIGURES, summarise
 from condmod_lab.run_folder import DataFacts, Into, RunFolder, facts_of
 from condmod_lab.stopping import Terminating
-from condmod_lab.workflow import prepare, run
+from condmod_lab.workflow import prepare, run, tell_skipped
 from condmod_lab.writing import save_json, writing
 
 _COLUMNS: Final = 8
@@ -95,11 +96,13 @@ def compare(
         raise ConfigError("a comparison takes one seed or more, as in --seeds 3; got none")
     folder, split = ComparisonFolder(Path(config.output)), load_data(config.data)
     config = prepare(config, split)
-    folder.check(config, into)
+    make_accelerator(config, folder.path)  # tells what this machine cannot do
+    folder.check(names, seeds, config, into)
     runs = [
         _Run(name, seed, _of_run(config, name, seed, folder)) for seed in seeds for name in names
     ]
     _check_fit(runs[: len(names)], split)
+    tell_skipped(console, split)
     with folders.lock(folder.path):
         folder.claim(names, seeds, config, into)
         failed = _carry_out(runs, facts_of(split), jobs, console)
@@ -115,6 +118,7 @@ def compare(
             "config": shared(config).model_dump(mode="json"),
             "machine": _machine(jobs),
             "failed": failed,
+            "skipped": list(split.skipped),
             **_measured(names, seeds, runs),
         }
         _write(document, folder, runs, split)

@@ -40,21 +40,31 @@ class ComparisonFolder:
         assert name in _RESULTS
         return self.path / name
 
-    def check(self, config: TrainConfig, into: Into) -> None:
+    def check(
+        self, specs: Sequence[str], seeds: Sequence[int], config: TrainConfig, into: Into
+    ) -> None:
         """See whether a comparison may enter the folder; nothing is touched.
 
         Args:
+            specs: what is to be compared.
+            seeds: the seeds of each.
             config: what all runs share.
             into: what may happen to a former comparison.
 
         Raises:
             RunFolderExistsError: the folder holds something that may not be overwritten.
-            RunFolderError: the comparison to go on with has another config; shows what differs.
+            RunFolderError: the comparison to go on with has another config, or specs and seeds
+                that are not among these; shows what differs.
         """
         if not folders.begun(self.path, _UNFINISHED):
             return
+        if (self.path / "config.yaml").is_file():
+            raise RunFolderExistsError(
+                f"{self.path} holds a run of its own and no comparison; name another folder with "
+                "--output"
+            )
         folders.refuse_foreign(self.path, {_PLAN, _RUNS, *_RESULTS}, _UNFINISHED)
-        former = self._former()
+        former_specs, former_seeds, former = self._former()
         for run in self._runs():
             run.check(config, "overwrite")
         if into == "new":
@@ -69,6 +79,13 @@ class ComparisonFolder:
                 "one; it has\n" + "\n".join(changed) + "\ngive the same config, add --overwrite "
                 "to replace the comparison, or name another folder with --output"
             )
+        left = [spec for spec in former_specs if spec not in specs]
+        left += [f"seed {seed}" for seed in former_seeds if seed not in seeds]
+        if into == "resume" and left:
+            raise RunFolderError(
+                f"{self.path} also compares {', '.join(left)}; a comparison goes on with all it "
+                "has and maybe more: name them too, or name another folder with --output"
+            )
 
     def claim(
         self,
@@ -82,7 +99,7 @@ class ComparisonFolder:
         Raises:
             RunFolderExistsError, RunFolderError: as `check`, or the folder cannot be written.
         """
-        self.check(config, into)
+        self.check(specs, seeds, config, into)
         folders.make(self.path)
         with writing(self.path):
             for entry in folders.entries(self.path):
@@ -107,11 +124,13 @@ class ComparisonFolder:
         folders.refuse(self.path, [names[entry] for entry in inside if entry not in own])
         return [RunFolder(entry) for entry in own if entry.parent.name != _RUNS]
 
-    def _former(self) -> TrainConfig:
+    def _former(self) -> tuple[list[str], list[int], TrainConfig]:
+        """What the folder compares: specs, seeds, what all runs share."""
         try:
             plan = yaml_text.read(self.path / _PLAN)
-            return make_config(plan["config"])
-        except (SpecError, KeyError, TypeError):
+            specs, seeds = list(map(str, plan["specs"])), list(map(int, plan["seeds"]))
+            return specs, seeds, make_config(plan["config"])
+        except (SpecError, KeyError, TypeError, ValueError):
             raise RunFolderExistsError(
                 f"{self.path} is not empty and holds no {_PLAN} of a comparison, so it is never "
                 "overwritten; name another folder with --output"

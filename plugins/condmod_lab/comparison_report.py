@@ -46,6 +46,7 @@ _PARTS: Final = ("mean", "spread")
 _RATIOS: Final = ("diversity_ratio", "novelty_ratio")
 _GRID_PIXELS: Final = 260
 _MOST_BANDS: Final = 6
+_MARGIN: Final = 0.12
 
 _INK: Final = "#1b1f24"
 _SOFT: Final = "#56606b"
@@ -252,6 +253,15 @@ def _draw_seeds(axes: Axes, document: Mapping[str, Any], name: str) -> None:
         axes.axvline(1, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     means = [part["mean"] for part in figure["specs"].values() if part["mean"] is not None]
     low, high = charts.window(means) if means else (-math.inf, math.inf)
+    near = [
+        value
+        for part in figure["specs"].values()
+        if part["mean"] is not None and low <= part["mean"] <= high
+        for value in part["values"]
+    ]
+    if near:  # the axis reaches a little farther, and what is on it is drawn
+        room = _MARGIN * (max(near) - min(near))
+        low, high = min(low, min(near) - room), max(high, max(near) + room)
     for row, (spec, color) in enumerate(zip(document["specs"], cycle(_COLORS), strict=False)):
         part = figure["specs"][spec]
         mean, values = part["mean"], part["values"]
@@ -267,7 +277,7 @@ def _draw_seeds(axes: Axes, document: Mapping[str, Any], name: str) -> None:
     axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=_INK)
     axes.tick_params(axis="x", labelsize=8)
     axes.locator_params(axis="x", nbins=4)
-    axes.margins(x=0.12)
+    axes.margins(x=_MARGIN)
     axes.grid(axis="x", color=_RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

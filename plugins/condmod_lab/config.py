@@ -139,6 +139,9 @@ def _override(document: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     for parent in parents:
         section = document.get(parent, {})
+        if parent in _CHOICES and leaf == "name" and isinstance(section, Mapping):
+            before = section.get("name", TrainConfig.model_fields[parent].default.name)
+            section = section if before == text else {}  # its fields would not fit another's
         document[parent] = document = dict(section) if isinstance(section, Mapping) else {}
     is_spec_text = key in _SPEC_FIELDS and not text.lstrip().startswith("{")
     document[leaf] = text if is_spec_text else yaml_text.parse(text, f"--set {override}")
@@ -190,6 +193,8 @@ def _explain(error: Any) -> str:
         return f"  {place}: {error['msg']}".replace("\n", "\n  ")
     if error["type"] == "value_error":
         return f"  {place}: {error['ctx']['error']}"
+    if error["type"] == "model_type":
+        return f"  {place}: should be a mapping of fields; got {error['input']!r:.80}"
     rule = error["msg"].replace("Input should", "should", 1)
     return f"  {place}: {rule}; got {error['input']!r:.80}"
 

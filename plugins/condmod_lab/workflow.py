@@ -66,7 +66,7 @@ def run(config: TrainConfig, console: Console, *, into: Into = "new") -> dict[st
         return finished
     if accelerator.is_main_process:
         folder.check(config, into)
-        _tell_skipped(console, split)
+        tell_skipped(console, split)
     else:
         console = Console(quiet=True)
     with folders.lock(folder.path) if accelerator.is_main_process else nullcontext():
@@ -100,7 +100,8 @@ def _labels(config: TrainConfig, split: Split) -> Int[Tensor, " B"]:
     return torch.arange(config.sampling.samples) % len(split.classes)
 
 
-def _tell_skipped(console: Console, split: Split) -> None:
+def tell_skipped(console: Console, split: Split) -> None:
+    """List the pictures that were left out."""
     for line in split.skipped:
         console.print(f"left out: {line}", soft_wrap=True, highlight=False, markup=False)
 
@@ -287,7 +288,7 @@ def _place(label: str, classes: tuple[str, ...]) -> int:
         raise ConditionError(f"a label is from 0 to {len(classes) - 1}; got {label}")
     close = difflib.get_close_matches(label, classes, n=1)
     mend = f"; did you mean {close[0]!r}?" if close else ""
-    shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    shown = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
     raise ConditionError(f"a label is one of {shown}; got {label!r}{mend}")
 
 

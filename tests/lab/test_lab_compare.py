@@ -333,6 +333,13 @@ def test_every_spec_that_does_not_fit_is_named_with_place_and_reason_before_trai
     assert not Path(config.output).exists()
 
 
+def test_what_the_machine_cannot_do_is_told_before_anything(tiny: Tiny, console: Console) -> None:
+    config = tiny("trackers=[dvclive]")
+    with pytest.raises(ConfigError, match="'dvclive' is not installed"):
+        start(config, console)
+    assert not Path(config.output).exists()
+
+
 def test_a_comparison_on_several_processes_is_refused(
     tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,6 +453,13 @@ class TestAFolderThatExists:
             "one; it has\n  training.steps: 6, not 7\ngive the same config, add --overwrite to "
             "replace the comparison, or name another folder with --output"
         )
+
+    def test_does_not_shrink_in_silence(self, config: TrainConfig, console: Console) -> None:
+        with pytest.raises(RunFolderError) as caught:
+            start(config, console, ["film", "add"], [1], into="resume")
+        assert str(caught.value).startswith(f"{config.output} also compares ")
+        assert "none" in str(caught.value)
+        assert "seed 0" in str(caught.value)
 
     @pytest.mark.parametrize("into", ["overwrite", "resume"])
     def test_of_a_single_run_is_no_comparison(

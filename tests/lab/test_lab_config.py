@@ -66,6 +66,15 @@ def test_an_override_keeps_its_neighbours_and_the_last_one_wins() -> None:
     assert (config.training.batch, config.training.steps, config.seed) == (64, 6, 1)
 
 
+def test_another_network_takes_no_fields_of_the_one_before() -> None:
+    config = make_config(
+        {"backbone": {"groups": 4}},
+        ["backbone.name=transformer", "backbone.patch=4"],
+    )
+    assert (config.backbone.name, config.backbone.patch) == ("transformer", 4)
+    assert make_config({"backbone": {"groups": 4}}, ["backbone.name=conv"]).backbone.groups == 4
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
