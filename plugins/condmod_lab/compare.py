@@ -28,6 +28,7 @@ from condmod_lab.errors import ConfigError, RunFolderError
 from condmod_lab.launch import make_accelerator
 from condmod_lab.network import build
 from condmod_lab.paired import FIGURES, summarise
+from condmod_lab.progress import tell
 from condmod_lab.run_folder import DataFacts, Into, RunFolder, facts_of
 from condmod_lab.stopping import Terminating
 from condmod_lab.workflow import prepare, run, tell_skipped
@@ -181,10 +182,12 @@ def _carry_out(
         RunFolderError: a process was killed, and its run can go on; or a finished run is of other
             data.
     """
-    waiting = [one for one in runs if not one.folder.metrics()]
+    waiting = []
     for one in runs:
-        if one not in waiting:  # of this data still?
-            one.folder.resume(one.config, facts)
+        if one.folder.metrics():
+            one.folder.resume(one.config, facts)  # of this data still?
+        else:
+            waiting.append(one)
     done, failed, threads = len(runs) - len(waiting), dict[str, str](), _threads(jobs)
     if done:
         console.print(f"{done} of {len(runs)} runs are finished already")
@@ -197,12 +200,12 @@ def _carry_out(
                 done += 1
                 if error:
                     failed[one.name] = error
-                _tell(console, f"[{done}/{len(runs)}] {one.name}: " + (error or _short(metrics)))
+                tell(console, f"[{done}/{len(runs)}] {one.name}: " + (error or _short(metrics)))
         except KeyboardInterrupt:
             if jobs > 1:
                 get_reusable_executor().shutdown(kill_workers=True)  # who would train on alone
             finished = f"{done - len(failed)} of {len(runs)} runs are finished"
-            _tell(console, f"interrupted: {finished}; go on with --resume")
+            tell(console, f"interrupted: {finished}; go on with --resume")
             raise
         except BrokenProcessPool:
             raise RunFolderError(
@@ -239,10 +242,6 @@ def _short(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _tell(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
 def _machine(jobs: int) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
@@ -259,8 +258,11 @@ def _measured(specs: Sequence[str], seeds: Sequence[int], runs: Sequence[_Run]) 
     found = {(one.spec, one.seed): one.folder for one in runs}
     items: dict[str, dict[str, Tensor]] = {spec: {} for spec in specs}
     costs: dict[str, dict[str, list[float]]] = {spec: {} for spec in specs}
-    tables = {place: _measures(folder) for place, folder in found.items()}
     metrics = {place: folder.metrics() for place, folder in found.items()}
+    tables = {
+        place: _read(folder, "measures.safetensors") if metrics[place] else {}
+        for place, folder in found.items()
+    }
     whole = next(table for table in tables.values() if table)
     for spec in specs:
         for figure in FIGURES:
@@ -292,11 +294,6 @@ def _figure(folder: RunFolder, held: Mapping[str, Any], name: str, lost: Any = m
             "--resume"
         )
     return held[name]
-
-
-def _measures(folder: RunFolder) -> dict[str, Tensor]:
-    """A finished run's figures, item by item; nothing where it failed."""
-    return _read(folder, "measures.safetensors") if folder.metrics() else {}
 
 
 def _read(folder: RunFolder, name: str) -> dict[str, Tensor]:

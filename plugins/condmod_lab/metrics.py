@@ -21,6 +21,7 @@ from torch import Tensor
 
 from condmod_lab.data import Images, Split, listed
 from condmod_lab.errors import ConfigError, DataError, DivergedError
+from condmod_lab.paired import FIGURES
 
 NEIGHBOURS: Final = 3
 LIMIT: Final = 5000
@@ -31,6 +32,7 @@ GOALS: Final[dict[str, tuple[float, float]]] = {
     "novelty_ratio": (0.7, 1.3),
     "precision": (0.75, math.inf),
 }
+_REDUCE: Final = {figure.name: figure.reduce for figure in FIGURES}
 _GAMMA_TIMES_VALUES: Final = 4.096  # gamma 0.064 for the digits' 64 pixels
 _SAME: Final = 1e-3  # root mean square per value, an eighth of a gray level; cdist's rounding
 _SEED: Final = 0
@@ -44,7 +46,7 @@ def missed_goals(metrics: dict[str, Any]) -> list[str]:
 
 def summarise(name: str, values: Float[Tensor, " N"]) -> float:
     """One figure of `Judge.measure` from its values in `Judge.each`: a median or a mean."""
-    return float(values.median() if name == "novelty_ratio" else values.mean())
+    return float(values.median() if _REDUCE[name] == "median" else values.mean())
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ class Tracker(AbstractContextManager["Tracker"], Protocol):
         """`done` steps are behind us; `loss` is the last one's."""
 
 
+def tell(console: Console, line: str) -> None:
+    """Print a line as it is: neither wrapped nor coloured, brackets and all."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def track(total: int, console: Console) -> Tracker:
     """A bar where the console is a terminal, else about ten plain lines."""
     return Bar(total, console) if console.is_terminal else Lines(total, console)

@@ -25,7 +25,7 @@ from condmod_lab.errors import ConfigError, DivergedError, RunFolderError
 from condmod_lab.flow import flow_errors
 from condmod_lab.network import Network, build
 from condmod_lab.order import Order
-from condmod_lab.progress import track
+from condmod_lab.progress import tell, track
 from condmod_lab.run_folder import Into, RunFolder, facts_of
 from condmod_lab.state import average_tensors, restore, trained, training_tensors
 from condmod_lab.stopping import Stopping
@@ -65,11 +65,9 @@ def train(
         RunFolderError: the folder cannot be written, or holds something already.
         CondmodError: the config's modulator or encoder does not fit the network.
     """
-    if accelerator.is_main_process:
-        folder.check(config, into)
     set_seed(config.seed)
     loop = _Loop(config, split, folder, accelerator)
-    with accelerator.main_process_first():  # which also mends what a kill has left
+    with accelerator.main_process_first():  # claimed before the others read it
         if accelerator.is_main_process:
             folder.claim(config, into)
         found = folder.resume(config, loop.facts) if into == "resume" else None
@@ -87,7 +85,7 @@ def train(
     several = accelerator.num_processes > 1
     where = f"on {accelerator.num_processes} processes " * several
     where += f"from step {loop.done} " if loop.done else ""
-    _tell(
+    tell(
         console,
         f"training {config.modulator}, {config.training.steps} steps, {where}in {folder.path}",
     )
@@ -96,7 +94,7 @@ def train(
             loop.run(console, stopping)
             if loop.stopped:
                 if accelerator.is_main_process:
-                    _tell(console, _kept(loop, folder))
+                    tell(console, _kept(loop, folder))
                 accelerator.wait_for_everyone()  # a launcher that sees one go ends the others
     except RunFolderError as error:
         raise RunFolderError(f"{error}; {loop.kept}; go on with --resume") from None
@@ -127,8 +125,17 @@ def _kept(loop: _Loop, folder: RunFolder) -> str:
     )
 
 
-def _tell(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+def check_batch(config: TrainConfig, split: Split) -> None:
+    """Refuse a batch that no step could fill.
+
+    Raises:
+        ConfigError: there are fewer images than a batch holds.
+    """
+    if config.training.batch > len(split.train):
+        raise ConfigError(
+            f"training.batch is at most the number of images to learn from, {len(split.train)}; "
+            f"got {config.training.batch}"
+        )
 
 
 class _Loop:
@@ -139,11 +146,7 @@ class _Loop:
     ) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         training, learned = config.training, split.train
-        if training.batch > len(learned):
-            raise ConfigError(
-                f"training.batch is at most the number of images to learn from, {len(learned)}; "
-                f"got {training.batch}"
-            )
+        check_batch(config, split)
         self.facts = facts_of(split)
         self.order = Order(
             config.seed, len(learned), training.batch, split.shape, training.label_drop

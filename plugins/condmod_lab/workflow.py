@@ -20,16 +20,17 @@ from condmod import ConditionError
 from condmod_lab import folders, journal, report
 from condmod_lab.config import TrainConfig
 from condmod_lab.data import Images, Split, load_data
-from condmod_lab.errors import ConfigError, DataError
+from condmod_lab.errors import DataError
 from condmod_lab.flow import draw, flow_errors
 from condmod_lab.launch import make_accelerator
 from condmod_lab.metrics import Judge, summarise
 from condmod_lab.network import Network
 from condmod_lab.order import held_out_draws
+from condmod_lab.progress import tell
 from condmod_lab.run_folder import Into, RunFolder, facts_of
 from condmod_lab.sections import SamplingConfig
 from condmod_lab.state import trained
-from condmod_lab.training import train
+from condmod_lab.training import check_batch, train
 from condmod_lab.writing import save_json, save_tensors, writing
 
 _CHUNK: Final = 1000
@@ -61,8 +62,7 @@ def run(config: TrainConfig, console: Console, *, into: Into = "new") -> dict[st
             return {}
         folder.check(config, into)
         folder.resume(config, facts_of(split))
-        line = f"the run in {folder.path} is finished"
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        tell(console, f"the run in {folder.path} is finished")
         return finished
     if accelerator.is_main_process:
         folder.check(config, into)
@@ -87,11 +87,7 @@ def prepare(config: TrainConfig, split: Split) -> TrainConfig:
         DataError: the images are too much alike to measure by.
     """
     Judge(split).check(_labels(config, split))
-    if config.training.batch > len(split.train):
-        raise ConfigError(
-            "training.batch is at most the number of images to learn from, "
-            f"{len(split.train)}; got {config.training.batch}"
-        )
+    check_batch(config, split)
     return config.resolve(len(split.classes))
 
 
@@ -103,7 +99,7 @@ def _labels(config: TrainConfig, split: Split) -> Int[Tensor, " B"]:
 def tell_skipped(console: Console, split: Split) -> None:
     """List the pictures that were left out."""
     for line in split.skipped:
-        console.print(f"left out: {line}", soft_wrap=True, highlight=False, markup=False)
+        tell(console, f"left out: {line}")
 
 
 def _measure(
