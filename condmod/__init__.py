@@ -8,6 +8,8 @@ __version__ = "0.1.0"
 _HOME = {
     "Bank": "bank",
     "CheckpointError": "errors",
+    "Codec": "codec",
+    "CodecError": "errors",
     "Component": "component",
     "ComponentConfig": "config",
     "Condition": "site",
@@ -40,20 +42,24 @@ _HOME = {
     "UnknownNameError": "errors",
     "Width": "config",
     "configure": "build",
+    "convert": "conversion",
     "create": "build",
     "create_bank": "build",
     "create_encoder": "build",
     "create_with_encoder": "build",
     "describe": "description",
+    "generate_linear": "linear",
     "generate_owned": "owned",
     "hookimpl": "hooks",
+    "indexed": "linear",
     "list_encoders": "build",
     "list_modulators": "build",
     "modulate_owned": "owned",
+    "one_size": "site",
     "parse": "parsing",
     "register": "build",
 }
-_ROOMS = ("functional", "serialization", "yaml_text")
+_ROOMS = ("codec", "functional", "serialization", "yaml_text")
 
 __all__ = sorted([*_HOME, *_ROOMS, "__version__"])
 

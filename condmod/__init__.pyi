@@ -1,6 +1,6 @@
 """What `condmod` offers, for type checkers; the modules are loaded on first use."""
 
-from condmod import functional, serialization, yaml_text
+from condmod import codec, functional, serialization, yaml_text
 from condmod.bank import Bank
 from condmod.build import (
     EncoderSpec,
@@ -14,6 +14,7 @@ from condmod.build import (
     list_modulators,
     register,
 )
+from condmod.codec import Codec
 from condmod.component import Component
 from condmod.config import (
     ComponentConfig,
@@ -24,10 +25,12 @@ from condmod.config import (
     Probability,
     Width,
 )
+from condmod.conversion import convert
 from condmod.description import Description, describe
 from condmod.encoder import Encoder
 from condmod.errors import (
     CheckpointError,
+    CodecError,
     ConditionError,
     CondmodError,
     DefinitionError,
@@ -39,11 +42,12 @@ from condmod.errors import (
     UnknownNameError,
 )
 from condmod.hooks import Document, hookimpl
+from condmod.linear import generate_linear, indexed
 from condmod.modulator import Modulator, Sublayer, SublayerModulator
 from condmod.owned import generate_owned, modulate_owned
 from condmod.parsing import parse
 from condmod.registry import Registry
-from condmod.site import Condition, Signal, Site
+from condmod.site import Condition, Signal, Site, one_size
 from condmod.spec import FrozenMapping, Spec
 
 __version__: str
@@ -51,6 +55,8 @@ __version__: str
 __all__ = [
     "Bank",
     "CheckpointError",
+    "Codec",
+    "CodecError",
     "Component",
     "ComponentConfig",
     "Condition",
@@ -83,18 +89,23 @@ __all__ = [
     "UnknownNameError",
     "Width",
     "__version__",
+    "codec",
     "configure",
+    "convert",
     "create",
     "create_bank",
     "create_encoder",
     "create_with_encoder",
     "describe",
     "functional",
+    "generate_linear",
     "generate_owned",
     "hookimpl",
+    "indexed",
     "list_encoders",
     "list_modulators",
     "modulate_owned",
+    "one_size",
     "parse",
     "register",
     "serialization",

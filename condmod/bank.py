@@ -10,6 +10,7 @@ from torch import nn
 from condmod.component import Component
 from condmod.config import ModulatorConfig
 from condmod.errors import SiteError
+from condmod.linear import indexed
 from condmod.site import Condition, Site
 from condmod.spec import nearest
 
@@ -55,8 +56,10 @@ class Bank(nn.Module):
 
     def generate(self, condition: Condition) -> dict[str, Any]:
         """The modulation of every site, by name; the shared part runs once."""
-        shared = condition if self.shared is None else self.shared(condition)
-        return {name: self[name].generate(shared) for name in self}
+        if self.shared is None:
+            return {name: self[name].generate(condition) for name in self}
+        shared = self.shared(self[self.names[0]].accept(condition))
+        return {name: indexed(self[name].generate(shared), condition) for name in self}
 
     def forward(self, condition: Condition) -> dict[str, Any]:
         """The same as `generate`."""
@@ -67,6 +70,10 @@ class Bank(nn.Module):
         for module in (self.shared, *self.modulators.values()):
             if module is not None:
                 module.reset_parameters()  # type: ignore[operator]
+
+    def prefix(self, name: str) -> str:
+        """What the keys of a site's modulator begin with in the state dict."""
+        return f"modulators.{_key(name)}"
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:

@@ -93,12 +93,20 @@ def create(
     if not isinstance(site, Site):
         raise SiteError(f"the place of a modulator is a Site; got {site!r:.80}")
     cls = config.component
-    if cls.shared(config, [site]) is not None:
+    if shares(config, site):
         raise SiteError(
             f"{cls.name} shares parameters between its sites; build it with "
             f"create_bank({str(config)!r}, {{{site.name or 'block'!r}: site}})"
         )
     return cast("Modulator[Any, Any]", cls(config, site))
+
+
+def shares(config: ComponentConfig, site: Site) -> bool:
+    """Whether the component has parameters that its sites share; nothing is drawn to find out."""
+    import torch
+
+    with torch.device("meta"):
+        return config.component.shared(config, [site]) is not None
 
 
 def _site(place: Mapping[str, Any], config: ComponentConfig) -> Site:

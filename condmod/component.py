@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
+import torch
 from torch import Tensor, nn
 
 from condmod.config import ComponentConfig, Kind, ModulatorConfig
@@ -99,7 +100,10 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
 
     @classmethod
     def shared(cls, config: ConfigT, sites: Sequence[Site]) -> nn.Module | None:  # noqa: ARG003
-        """Build what a group of sites shares; `generate` then receives its output."""
+        """Build what a group of sites shares, a module with `reset_parameters`, or nothing.
+
+        It is given the condition as `accept` returns it, and `generate` its output.
+        """
         return None
 
     @abstractmethod
@@ -132,44 +136,51 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
             raise ShapeError(f"{self.where()} takes floating features; got {x.dtype}")
         value: Any = condition.value if isinstance(condition, Signal) else condition
         embedding = isinstance(value, Tensor) and value.is_floating_point()  # else accept says why
-        if embedding and self.kinds <= {"global", "aligned"}:
-            fits = fits and self._takes(value) and value.shape[0] == x.shape[0]
-            if fits and value.ndim > 2:
-                fits = value.movedim(dim, -1).shape[:-1] == x.movedim(dim, -1).shape[:-1]
+        if embedding and self.kinds <= {"global", "aligned", "rows"}:
+            index = condition.index if isinstance(condition, Signal) else None
+            fits = fits and self._takes(value, index) and value.shape[0] == x.shape[0]
+            if fits and (index is not None or value.ndim > 2):
+                places = value.movedim(dim, -1).shape[:-1] if index is None else index.shape
+                fits = places == x.movedim(dim, -1).shape[:-1]
             if value.device != x.device:
                 raise ConditionError(
                     f"{self.where()}: the condition is on {value.device}, the features are on "
                     f"{x.device}; move one of them"
                 )
         if not fits:
-            raise ShapeError(self._misfit(x, value))
+            raise ShapeError(self._misfit(x, condition))
 
     def accept(self, condition: Condition) -> Tensor:
-        """Check a global or aligned condition and return it with its width last.
+        """Check a condition that is global, aligned or rows and return it with its width last.
 
         Args:
             condition: (B, D), or aligned to the features: (B, *positions, D) where they are
-                channels-last, (B, D, *positions) where they are channels-first.
+                channels-last, (B, D, *positions) where they are channels-first; or rows,
+                Signal((B, R, D), index=(B, *positions)).
 
         A Signal's mask is checked and has no effect: positions that it hides are modulated too,
         and it is the features' reader that leaves them out.
 
         Returns:
-            (B, D) or (B, *positions, D).
+            (B, D), (B, *positions, D) or (B, R, D).
 
         Raises:
             ShapeError: another shape; says the shapes and the site.
-            ConditionError: not a floating tensor, a Signal with presence or index, or a mask
-                that is not bool with one value per position.
+            ConditionError: not a floating tensor, a Signal with presence, with an index where no
+                rows are taken or one that is no integer, or a mask that is not bool with one
+                value per position.
         """
         value: Any = condition
+        index = None
         if isinstance(condition, Signal):
-            value = condition.value
-            if condition.present is not None or condition.index is not None:
+            value, index = condition.value, condition.index
+            if condition.present is not None:
                 raise ConditionError(
-                    f"{self.where()} has no null and no table: it takes a Signal without "
-                    "`present` and `index`; encode an absent condition with a nullable encoder"
+                    f"{self.where()} has no null: it takes a Signal without `present`; encode an "
+                    "absent condition with a nullable encoder"
                 )
+            if index is not None:
+                self._check_index(index)
             _check_mask(self, condition)
         if not isinstance(value, Tensor):
             raise ConditionError(
@@ -181,9 +192,11 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
                 f"{self.where()} takes an embedding as its condition; got {value.dtype}; "
                 "class ids and timesteps go through an encoder such as label or timestep"
             )
-        if not self._takes(value):
-            raise ShapeError(self._misfit(None, value))
-        return value if value.ndim == 2 else value.movedim(self.site.channel_dim, -1)
+        if not self._takes(value, index):
+            raise ShapeError(self._misfit(None, condition))
+        if value.ndim == 2 or index is not None:
+            return value
+        return value.movedim(self.site.channel_dim, -1)
 
     def check_channels(self, x: Tensor) -> None:
         """Check the features' channels, for a `modulate` that uses them before its modulation.
@@ -198,19 +211,39 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
                 f"got {tuple(x.shape)}"
             )
 
-    def _takes(self, value: Tensor) -> bool:
+    def _check_index(self, index: Any) -> None:
+        if "rows" not in self.kinds:
+            raise ConditionError(
+                f"{self.where()} has no table: it takes a Signal without `index`; "
+                "give each position its own vector instead"
+            )
+        integer = isinstance(index, Tensor) and not (
+            index.is_floating_point() or index.is_complex() or index.dtype == torch.bool
+        )
+        if not integer:
+            got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+            raise ConditionError(f"{self.where()}: Signal.index holds integers; got {got}")
+
+    def _takes(self, value: Tensor, index: Tensor | None) -> bool:
         """Whether a condition has a kind and the width that it takes."""
+        if index is not None:
+            table = value.ndim == 3 and value.shape[-1] == self.condition_dim
+            return table and index.ndim > 1 and index.shape[0] == value.shape[0]
         if value.ndim == 2:
             return "global" in self.kinds and value.shape[-1] == self.condition_dim
         aligned = value.ndim > 2 and "aligned" in self.kinds
         return aligned and value.shape[self.site.channel_dim] == self.condition_dim
 
-    def _misfit(self, x: Tensor | None, value: Any) -> str:
+    def _misfit(self, x: Tensor | None, condition: Any) -> str:
         """What it takes and what came, for an error."""
+        value = condition.value if isinstance(condition, Signal) else condition
+        index = condition.index if isinstance(condition, Signal) else None
         conditions = f"{self._condition_shapes()} for " if self.site.condition_dim else ""
         came = [] if x is None else [f"features {tuple(x.shape)}"]
         if isinstance(value, Tensor):
             came.append(f"a condition {tuple(value.shape)}")
+        if index is not None:
+            came[-1] += f" with an index {tuple(index.shape)}"
         return (
             f"{self.where()} takes {conditions}features {self._feature_shape()}; "
             f"got {' and '.join(came)}"
@@ -225,6 +258,10 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
             first = self.site.channel_dim == 1
             inside = f"{width}, *positions" if first else f"*positions, {width}"
             shapes.append(f"an aligned condition (B, {inside})")
+        if "map" in self.kinds:
+            shapes.append(f"a map (B, {width}, *sides)")
+        if "rows" in self.kinds:
+            shapes.append(f"rows (B, R, {width}) with an index (B, *positions)")
         return " or ".join(shapes)
 
     def _feature_shape(self) -> str:
@@ -240,6 +277,8 @@ def _check_mask(component: Component[Any, Any], signal: Signal) -> None:
     mask, value = signal.mask, signal.value
     if mask is None or not isinstance(value, Tensor):
         return
+    if signal.index is not None:
+        raise ConditionError(f"{component.where()}: a Signal with an index takes no mask")
     positions = value.movedim(component.site.channel_dim, -1).shape[:-1]
     if value.ndim < 3 or not is_bool(mask, positions):
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)[:60]

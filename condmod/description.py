@@ -35,6 +35,7 @@ class Description:
     site_params: bool
     aliases: tuple[str, ...]
     waivers: Mapping[str, str]
+    sources: tuple[str, ...]
     options: tuple[Option, ...]
     entry: Entry
 
@@ -72,6 +73,7 @@ def describe(name: str, *, registry: Registry | None = None) -> Description:
         site_params=getattr(cls, "site_params", False),
         aliases=(*cls.aliases, *cls.deprecated),
         waivers=dict(cls.waivers),
+        sources=tuple(codec.source for codec in registry.codecs(name)),
         options=options,
         entry=located(registry.entry(name), cls),
     )

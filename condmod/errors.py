@@ -41,6 +41,10 @@ class CheckpointError(CondmodError, ValueError):
     """A checkpoint is truncated, foreign, or does not fit the module."""
 
 
+class CodecError(CondmodError, ValueError):
+    """Parameters are not in the published layout that they were said to be in."""
+
+
 def told(error: BaseException) -> str:
     """An exception in one line, type first, as an error about a plugin tells it."""
     words = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

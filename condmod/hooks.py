@@ -9,6 +9,7 @@ import pluggy
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from condmod.codec import Codec
     from condmod.component import Component
     from condmod.encoder import Encoder
 
@@ -37,6 +38,15 @@ def condmod_modulators() -> "Sequence[type[Component[Any, Any]]]":
 @hookspec
 def condmod_encoders() -> "Sequence[type[Encoder[Any]]]":
     """Return the encoder classes of a plugin; the group is `condmod.encoders`."""
+    return ()
+
+
+@hookspec
+def condmod_codecs() -> "Sequence[Codec]":
+    """Return the layouts of published checkpoints that a plugin knows for its own components.
+
+    The module is the one that holds the plugin's `condmod_modulators`.
+    """
     return ()
 
 

@@ -51,10 +51,16 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
 
     `generate` returns one modulation for each of `parts` sublayers. `sublayer` may be None in
     `enter` and `exit` unless the class sets `reads_weight`.
+
+    Attributes:
+        parts: how many sublayers one `generate` serves.
+        reads: which features each part enters: those before part reads[i], so (0, 0, 2) has the
+            first two parts read the same; empty where each reads what the part before it gave.
     """
 
     reads_weight: ClassVar[bool] = False
     parts: int = 1
+    reads: tuple[int, ...] = ()
 
     @abstractmethod
     def enter(self, x: Tensor, modulation: ModulationT, sublayer: Sublayer | None) -> Tensor:
@@ -90,7 +96,15 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
                 f"forward(x, condition, *sublayers) got {len(sublayers)}"
             )
         self.match(x, condition)
-        for modulation, sublayer in zip(self.generate(condition), sublayers, strict=True):
-            entered = self.enter(x, modulation, sublayer)
-            x = self.exit(x, sublayer(entered), modulation, sublayer)
-        return x
+        return self.around(x, self.generate(condition), *sublayers)
+
+    @final
+    def around(
+        self, x: Tensor, modulation: tuple[ModulationT, ...], *sublayers: Sublayer
+    ) -> Tensor:
+        """What `forward` does after `generate`."""
+        stages = [x]
+        for part, (own, sublayer) in enumerate(zip(modulation, sublayers, strict=True)):
+            entered = self.enter(stages[self.reads[part] if self.reads else part], own, sublayer)
+            stages.append(self.exit(stages[-1], sublayer(entered), own, sublayer))
+        return stages[-1]

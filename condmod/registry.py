@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -28,6 +28,9 @@ from condmod.errors import (
     told,
 )
 from condmod.spec import is_name, nearest
+
+if TYPE_CHECKING:
+    from condmod.codec import Codec
 
 ComponentT = TypeVar("ComponentT", bound=type)
 
@@ -177,10 +180,8 @@ class Registry:
                 if self._manager.has_plugin(entry.module):
                     self._manager.unregister(name=entry.module)
                 raise
-        others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
-        caller = self._manager.subset_hook_caller(HOOKS[entry.role], others)
         provided: dict[str, type[Any]] = {}
-        for classes in caller():
+        for classes in self._ask(module, HOOKS[entry.role]):
             for cls in classes:
                 for name in _check(cls, entry.role):
                     if provided.setdefault(name, cls) is not cls:
@@ -189,6 +190,41 @@ class Registry:
                             f"{cls.__qualname__}"
                         )
         return provided
+
+    def _ask(self, module: Any, hook: str) -> list[Any]:
+        """What one plugin alone answers to a hook."""
+        others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
+        answers: list[Any] = self._manager.subset_hook_caller(hook, others)()
+        return answers
+
+    def codecs(self, name: str) -> "list[Codec]":
+        """The layouts of published checkpoints that are known for a component.
+
+        Raises:
+            UnknownNameError: nothing has this name.
+            PluginError: the plugin failed.
+            DefinitionError: it names a source twice, or a component that is not its own.
+        """
+        cls, entry = self.load(name), self.entry(name)
+        module = self._manager.get_plugin(entry.module)
+        if module is None:  # registered by hand
+            return []
+        own = {other.name for other in self._provided(entry).values()}
+        found: dict[tuple[str, str], Codec] = {}
+        for codecs in self._ask(module, "condmod_codecs"):
+            for codec in codecs:
+                key = (codec.component, codec.source)
+                if codec.component not in own:
+                    raise DefinitionError(
+                        f"{entry.module} brings a codec for {codec.component!r}, which is not "
+                        "its own component"
+                    )
+                if found.setdefault(key, codec) is not codec:
+                    raise DefinitionError(
+                        f"{entry.module} brings two codecs of {codec.component!r} for "
+                        f"{codec.source!r}"
+                    )
+        return [codec for (component, _), codec in found.items() if component == cls.name]
 
     def register(self, cls: ComponentT) -> ComponentT:
         """Add a class by hand, as in a notebook; usable as a decorator.

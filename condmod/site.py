@@ -63,6 +63,33 @@ class Site:
             )
 
 
+def one_size(name: str, sites: Sequence[Site]) -> tuple[int, int]:
+    """D and C of sites that share a trunk.
+
+    Args:
+        name: the component that has the trunk.
+        sites: where.
+
+    Raises:
+        SiteError: a site has no condition_dim, or two sites differ.
+    """
+    first = sites[0]
+    for site in sites:
+        if site.condition_dim is None:
+            place = f" at {site.name!r}" if site.name else ""
+            raise SiteError(f"{name}{place} needs condition_dim, the width of its condition")
+        for field in ("condition_dim", "features"):
+            one, other = getattr(first, field), getattr(site, field)
+            if one != other:
+                raise SiteError(
+                    f"{name} has one trunk for all sites of a bank, whose {field} are thus equal; "
+                    f"got {one} at {first.name!r} and {other} at {site.name!r}: make a bank for "
+                    "each size"
+                )
+    assert first.condition_dim is not None
+    return first.condition_dim, first.features
+
+
 def is_bool(value: Any, shape: Sequence[int]) -> bool:
     """Whether a mask or a presence is a bool tensor of this shape."""
     return (

@@ -6,8 +6,11 @@ A page holds a marker on a line of its own, and the hook puts in its place what 
     <!-- components: modulators -->      a table of all modulators (or encoders)
     <!-- command: list -->               one command of the command line
     <!-- laws: modulators -->            a table of the laws in condmod.testing (or encoders)
+    <!-- codecs: modulators -->          a table of the published layouts that `convert` knows
     <!-- fields: condmod_lab.config.TrainConfig -->    a table of a pydantic model's fields
     <!-- comparison: benchmarks/results/which-conv.json -->    what `condmod compare` has found
+    <!-- conformance: docs/conformance.json -->    which law each component keeps
+    <!-- parity: docs/parity.json -->    a table of what the parity tests found
 
 The catalogue's part of the navigation is the registry's list, so `--strict` misses no page.
 """
@@ -36,9 +39,11 @@ import condmod
 from condmod.cli import app
 from condmod.testing import ENCODER_LAWS, MODULATOR_LAWS
 
-FEATURES, CONDITION = 64, 128
+FEATURES, CONDITION, POSITIONS = 64, 128, 32
 MARKER = re.compile(
-    r"^<!-- (component|components|command|laws|fields|comparison): (.+) -->$", re.MULTILINE
+    r"^<!-- (component|components|command|laws|codecs|fields|comparison|parity|conformance)"
+    r": (.+) -->$",
+    re.MULTILINE,
 )
 _SECTION = re.compile(r"\A(Shapes|Init|Source):\n(.*)\Z", re.DOTALL)
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
@@ -79,8 +84,11 @@ def expand(markdown: str, catalogue: str = "") -> str:
         "components": lambda role: components(role, catalogue),
         "command": command,
         "laws": laws,
+        "codecs": lambda role: codecs(role, catalogue),
         "fields": fields,
         "comparison": comparison,
+        "parity": lambda path: parity(path, catalogue),
+        "conformance": lambda path: conformance(path, catalogue),
     }
     expanded = MARKER.sub(lambda found: renderers[found[1]](found[2]), markdown)
     shown = [found[2] for found in MARKER.finditer(markdown) if found[1] == "component"]
@@ -101,12 +109,27 @@ class Sample:
 
     spec: str
     module: nn.Module
-    passes: int | None
+    site: condmod.Site | None = None
+    shared: nn.Module | None = None
+    passes: int | None = None
 
     @property
     def parameters(self) -> int:
-        """The number of all parameters."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        """The number of all parameters, those that sites share included."""
+        return sum(value.numel() for part in self._parts.values() for value in part.parameters())
+
+    @property
+    def state(self) -> list[str]:
+        """Keys and shapes of the state dict; of what sites share, by the keys of a bank."""
+        return [
+            f"`{prefix}{key}` {tuple(value.shape)}"
+            for prefix, part in self._parts.items()
+            for key, value in part.state_dict().items()
+        ]
+
+    @property
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"": self.module} | ({"shared.": self.shared} if self.shared is not None else {})
 
 
 @cache
@@ -116,30 +139,33 @@ def sample(spec: str) -> Sample:
     torch.manual_seed(0)
     if config.role == "encoder":
         return Sample(spec, condmod.create_encoder(config, CONDITION), None)
-    raw = "raw" in config.component.kinds
-    site = condmod.Site(FEATURES, None if raw else CONDITION)
-    module: Any = condmod.create(config, site)
-    condition = raw_condition(config) if raw else torch.randn(2, CONDITION)
-    return Sample(spec, module, passes(module, condition))
+    kinds = config.component.kinds
+    width = None if "raw" in kinds else FEATURES if kinds == {"map"} else CONDITION
+    site = condmod.Site(FEATURES, width)
+    places = () if "global" in kinds else (POSITIONS,)
+    condition = raw_condition(config) if width is None else torch.randn(2, *places, width)
+    bank = condmod.create_bank(config, {"here": site})
+    count = passes(bank["here"], bank(condition)["here"])
+    return Sample(spec, bank["here"], site, bank.shared, count)
 
 
 def raw_condition(config: Any) -> Any:
-    """Step or class 0 for two samples: for each input where the encoder has several."""
+    """Step or class 0 for two samples, or zeros as wide as the config's `widths` say, by name."""
+    if widths := getattr(config, "widths", None):
+        return {name: torch.zeros(2, width) for name, width in widths.items()}
     zeros = torch.zeros(2, dtype=torch.long)
     inputs = getattr(getattr(config, "encoder", None), "inputs", None)
     return zeros if inputs is None else dict.fromkeys(inputs, zeros)
 
 
-def passes(module: Any, condition: Any) -> int:
+def passes(module: Any, modulation: Any) -> int:
     """How many eager float32 operators read the features, for one part."""
-    x = torch.randn(2, 32, FEATURES)
-    with torch.no_grad():
-        modulation = module.generate(condition)
-        with _Readers(x.numel()) as readers:
-            if isinstance(module, condmod.Modulator):
-                module.modulate(x, modulation)
-            else:
-                module.exit(x, module.enter(x, modulation[0], None), modulation[0], None)
+    x = torch.randn(2, POSITIONS, FEATURES)
+    with torch.no_grad(), _Readers(x.numel()) as readers:
+        if isinstance(module, condmod.Modulator):
+            module.modulate(x, modulation)
+        else:
+            module.exit(x, module.enter(x, modulation[0], None), modulation[0], None)
     return readers.count
 
 
@@ -183,18 +209,23 @@ def source_file(spec: str) -> str:
 
 
 def components(role: str, catalogue: str) -> str:
-    """A table of every modulator or encoder: equation, conditions, cost at the sample place."""
+    """A table for every family: equation, conditions, cost at the sample place."""
     modulators = role == "modulators"
     head = "| | What it computes |" + (" Conditions | Passes |" if modulators else "")
-    lines = [f"{head} Parameters |", "|---|---|" + "---|---:|" * modulators + "---:|"]
+    families: dict[str, list[str]] = {}
     for name in names(role):
         known = condmod.describe(name)
         built = sample(page_spec(name))
         row = [f"[`{name}`]({catalogue}{name}.md)", _cell(known.summary)]
         if modulators:
             row += [", ".join(f"`{kind}`" for kind in known.kinds), _passes(built)]
+        lines = families.setdefault(known.entry.module, [])
         lines.append(f"| {' | '.join([*row, f'{built.parameters:,}'])} |")
-    return "\n".join(lines)
+    rule = "|---|---|" + "---|---:|" * modulators + "---:|"
+    return "\n\n".join(
+        "\n".join([f"{import_module(family).__doc__}\n", f"{head} Parameters |", rule, *lines])
+        for family, lines in families.items()
+    )
 
 
 def page_spec(name: str) -> str:
@@ -227,6 +258,16 @@ def laws(role: str) -> str:
     known: dict[str, Any] = MODULATOR_LAWS if role == "modulators" else ENCODER_LAWS
     rows = [f"| `{name}` | {_cell(law.__doc__ or '')} |" for name, law in known.items()]
     return "\n".join(["| Function | What it checks |", "|---|---|", *rows])
+
+
+def codecs(role: str, catalogue: str) -> str:
+    """A table of components and the published layouts that `convert` knows for them."""
+    rows = [
+        f"| [`{name}`]({catalogue}{name}.md) | {', '.join(f'`{source}`' for source in sources)} |"
+        for name in names(role)
+        if (sources := condmod.describe(name).sources)
+    ]
+    return "\n".join(["| Component | Sources |", "|---|---|", *rows])
 
 
 def fields(path: str) -> str:
@@ -338,6 +379,68 @@ def comparison(path: str) -> str:
     return "\n\n".join(parts)
 
 
+def parity(path: str, catalogue: str) -> str:
+    """A table of the components that equal a class of another package, and how closely.
+
+    Args:
+        path: what the parity tests have written, seen from the repository's root.
+        catalogue: what leads from the page to the catalogue's folder.
+    """
+    largest: dict[tuple[str, ...], float] = {}  # rows that differ in nothing shown are one
+    for row in json.loads((_ROOT / path).read_text(encoding="utf-8")):
+        shown = (
+            f"[`{row['mechanism']}`]({catalogue}{row['mechanism']}.md)",
+            f"{row['peer']} {row['version']}",
+            f"`{row['what']}`",
+            _cell(row["shapes"]),
+            row["dtype"],
+            f"{row['tolerance']:g}",
+        )
+        largest[shown] = max(largest.get(shown, 0.0), row["difference"])
+    rows = [
+        f"| {' | '.join(shown)} | {f'{found:.1e}' if found else '0'} | {tolerance} |"
+        for (*shown, tolerance), found in largest.items()
+    ]
+    heads = ("Mechanism", "Package", "There", "Inputs", "Precision", "Difference", "Tolerance")
+    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * 5}---:|---:|", *rows])
+
+
+def conformance(path: str, catalogue: str) -> str:
+    """Two tables, components by laws: kept, or a number that says below why it is not checked.
+
+    Args:
+        path: what the laws' tests have written, seen from the repository's root.
+        catalogue: what leads from the page to the catalogue's folder.
+    """
+    cells = json.loads((_ROOT / path).read_text(encoding="utf-8"))
+    reasons: dict[str, int] = {}
+    parts = []
+    for title, known in (("Modulators", MODULATOR_LAWS), ("Encoders", ENCODER_LAWS)):
+        heads = "".join(f"<th><span>{law}</span></th>" for law in known)
+        rows = [
+            f'<tr><td><a href="{catalogue}{name}.md"><code>{name}</code></a></td>'
+            + "".join(f"<td>{_verdict(row[law], reasons)}</td>" for law in known)
+            + "</tr>"
+            for name, row in cells.items()
+            if set(row) == set(known)
+        ]
+        body = f"<thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
+        parts.append(f'## {title}\n\n<div class="matrix" markdown="0"><table>{body}</table></div>')
+    listed = "\n".join(f"{number}. {_cell(why)}" for why, number in reasons.items())
+    legend = (
+        "✓ says that every case of the component keeps the law; a number that some or all of "
+        "them are not asked, for the reason below.\n\n" + listed
+    )
+    return "\n\n".join([*parts, "## Legend", legend])
+
+
+def _verdict(cell: dict[str, Any], reasons: dict[str, int]) -> str:
+    """A tick where any case keeps the law, and a number for each reason why others are skipped."""
+    numbers = [reasons.setdefault(why, len(reasons) + 1) for why in cell["skipped"]]
+    notes = f"<sup>{' '.join(map(str, numbers))}</sup>" if numbers else ""
+    return f"{'✓' if cell['kept'] else ''}{notes}"
+
+
 def _short(spec: str, specs: list[str]) -> str:
     """A long spec without its options, where it is then still told from the others."""
     name = spec.partition("(")[0]
@@ -391,21 +494,24 @@ def _facts(spec: str) -> str:
     known = condmod.describe(condmod.parse(spec).name)
     built = sample(spec)
     encoder = known.role == "encoder"
-    shapes = [f"`{key}` {tuple(value.shape)}" for key, value in built.module.state_dict().items()]
-    place = f"width {CONDITION}" if encoder else f"{FEATURES} features"
-    place += "" if encoder or "raw" in known.kinds else f", a condition of {CONDITION}"
+    place = f"width {CONDITION}" if built.site is None else f"{FEATURES} features"
+    if built.site and built.site.condition_dim:
+        place += f", a condition of {built.site.condition_dim}"
+    if built.shared is not None:
+        place += ", with what sites share"
     facts = {
         "What it is": _what(built.module),
         "Conditions": ", ".join(f"`{kind}`" for kind in known.kinds),
         "Also called": ", ".join(f"`{alias}`" for alias in known.aliases),
         "Parameters": f"{built.parameters:,} for `{spec}` at {place}",
-        "State": ", ".join(shapes) or "empty",
+        "State": ", ".join(built.state) or "empty",
         "Passes over x": "" if encoder else _passes(built),
         "Parameters beside x": ""
         if encoder
         else "yes, in `modulate`"
         if known.site_params
         else "none",
+        "Published layouts": ", ".join(f"`{source}`" for source in known.sources),
         "Laws waived": "; ".join(f"`{law}`: {why}" for law, why in known.waivers.items()) or "none",
     }
     rows = [f"| **{key}** | {_cell(value)} |" for key, value in facts.items() if value]

@@ -64,6 +64,8 @@ def show(
     typer.echo(f"{description.doc}\n")
     if description.kinds:
         typer.echo(f"Conditions: {', '.join(description.kinds)}")
+    if description.sources:
+        typer.echo(f"Published layouts (condmod.convert): {', '.join(description.sources)}")
     for law, reason in description.waivers.items():
         typer.echo(f"Law waived: {law}: {reason}")
     typer.echo("Options:" if description.options else "Options: none")

@@ -11,6 +11,8 @@ CASES = [ModulatorCase("acme.gate", Site(6, 4), reference=naive_gate)]
 def test_laws(law, case):
     law(case)
 ```
+
+The laws run on torch's default device: `with torch.device("cuda"): law(case)`.
 """
 
 from collections.abc import Iterable

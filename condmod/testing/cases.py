@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from condmod.build import SpecLike, configure, create, create_encoder
+from condmod.bank import Bank
+from condmod.build import SpecLike, configure, create, create_encoder, shares
 from condmod.component import Component
-from condmod.config import ComponentConfig
+from condmod.config import ComponentConfig, ModulatorConfig
 from condmod.encoder import Encoder
 from condmod.modulator import SublayerModulator
 from condmod.registry import Registry
@@ -75,8 +76,12 @@ class ModulatorCase:
         self, *, seed: int = 0, spec: SpecLike | None = None, site: Site | None = None
     ) -> nn.Module:
         """The module, its parameters drawn under a seed."""
+        config = configure(spec or self.spec, role="modulator", registry=self.registry)
+        site = site or self.site
         torch.manual_seed(seed)
-        return create(spec or self.spec, site or self.site, registry=self.registry)
+        if not shares(config, site):
+            return create(config, site, registry=self.registry)
+        return Alone(Bank(cast("ModulatorConfig", config), {"here": site}))
 
     def stirred(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The module with parameters away from any special start, so that nothing is hidden."""
@@ -92,7 +97,7 @@ class ModulatorCase:
             if self.site.channel_dim == 1
             else (batch, *positions, channels)
         )
-        return torch.randn(shape, generator=_generator(1), dtype=torch.float64).to(dtype)
+        return _draw(shape, 1).to(dtype)
 
     def inputs(
         self,
@@ -116,13 +121,13 @@ class ModulatorCase:
         place = where if (kinds == {"aligned"} if aligned is None else aligned) else ()
         x = self.features(batch, where, dtype)
         if self.condition is not None:
-            return x, self.condition(batch, place, dtype)
+            return x, here(self.condition(batch, place, dtype))
         if kinds == {"self"}:
             return x, None
         if not kinds & {"global", "aligned"}:
             raise ValueError(f"{self.name} takes {sorted(kinds)}: its case needs `condition`")
         shape = (batch, *place, self.site.condition_dim or 1)
-        value = torch.randn(shape, generator=_generator(2), dtype=torch.float64).to(dtype)
+        value = _draw(shape, 2).to(dtype)
         return x, value.movedim(-1, 1) if place and self.site.channel_dim == 1 else value
 
     def places(self, positions: tuple[int, ...] | None = None) -> list[bool]:
@@ -147,14 +152,22 @@ class ModulatorCase:
         """What forward does after `generate`."""
         if not self.around:
             return cast(Tensor, module.modulate(x, modulation))
-        for part, sublayer in zip(modulation, self.sublayers(), strict=True):
-            x = module.exit(x, sublayer(module.enter(x, part, sublayer)), part, sublayer)
-        return x
+        return cast(Tensor, module.around(x, modulation, *self.sublayers()))
 
     def takes_aligned(self) -> bool:
         """Whether it takes one condition per position."""
         kinds = self.component.kinds
         return "aligned" in kinds or ("raw" in kinds and self.condition is not None)
+
+    def table(
+        self, batch: int, positions: tuple[int, ...], dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Signal, Tensor]:
+        """Features with rows as their condition, and the aligned condition that they spell out."""
+        rows = _draw((batch, 3, self.site.condition_dim or 1), 2).to(dtype)
+        index = _draw((batch, *positions), 4).mul(9).long().remainder(3)
+        spelt = torch.stack([rows[sample][index[sample]] for sample in range(batch)])
+        aligned = spelt.movedim(-1, 1) if self.site.channel_dim == 1 else spelt
+        return self.features(batch, positions, dtype), Signal(rows, index=index), aligned
 
     def repeat(self, condition: Any, positions: tuple[int, ...]) -> Any:
         """A global condition as an aligned one with equal rows."""
@@ -217,7 +230,53 @@ class EncoderCase:
         self, batch: int = 3, positions: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
     ) -> Any:
         """A random signal."""
-        return self.signal(batch, positions, dtype)
+        return here(self.signal(batch, positions, dtype))
+
+
+class Alone(nn.Module):
+    """The one modulator of a bank, with what it shares, called as one that shares nothing."""
+
+    def __init__(self, bank: Bank) -> None:
+        super().__init__()
+        self.bank = bank
+        self.parts = getattr(self._own, "parts", 0)
+        self.reads = getattr(self._own, "reads", ())
+
+    @property
+    def _own(self) -> Any:
+        return self.bank[self.bank.names[0]]
+
+    def generate(self, condition: Any) -> Any:
+        """The modulation at the bank's one site."""
+        return self.bank(condition)[self.bank.names[0]]
+
+    def modulate(self, x: Tensor, modulation: Any) -> Tensor:
+        """As the modulator does."""
+        return cast(Tensor, self._own.modulate(x, modulation))
+
+    def enter(self, x: Tensor, modulation: Any, sublayer: Any) -> Tensor:
+        """As the modulator does."""
+        return cast(Tensor, self._own.enter(x, modulation, sublayer))
+
+    def exit(self, x: Tensor, y: Tensor, modulation: Any, sublayer: Any) -> Tensor:
+        """As the modulator does."""
+        return cast(Tensor, self._own.exit(x, y, modulation, sublayer))
+
+    def around(self, x: Tensor, modulation: Any, *sublayers: Any) -> Tensor:
+        """As the modulator does."""
+        return cast(Tensor, self._own.around(x, modulation, *sublayers))
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter afresh."""
+        self.bank.reset_parameters()
+
+    def forward(self, x: Tensor, condition: Any, *sublayers: Any) -> Tensor:
+        """As the modulator does."""
+        self._own.match(x, condition)
+        modulation = self.generate(condition)
+        return (
+            self.around(x, modulation, *sublayers) if self.parts else self.modulate(x, modulation)
+        )
 
 
 def repeat(condition: Any, positions: tuple[int, ...]) -> Any:
@@ -232,10 +291,12 @@ def repeat(condition: Any, positions: tuple[int, ...]) -> Any:
 
 def stir(module: nn.Module) -> nn.Module:
     """Move every parameter off its start by seeded noise."""
-    generator = _generator(3)
+    generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64, device="cpu"
+            )
             parameter.add_((0.3 * noise).to(parameter))
     return module
 
@@ -278,5 +339,12 @@ def _sublayer(part: int) -> Callable[[Tensor], Tensor]:
     return sublayer
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def here(tree: Any) -> Any:
+    """The same condition or signal on torch's default device, where the laws run."""
+    return convert(tree, lambda leaf: leaf.to(torch.get_default_device()))
+
+
+def _draw(shape: tuple[int, ...], seed: int) -> Tensor:
+    """The same numbers on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return here(torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu"))  # type: ignore[no-any-return]

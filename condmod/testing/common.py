@@ -80,7 +80,7 @@ def check_reset(build: Callable[[], nn.Module], seed: int) -> None:
 
     fresh.apply(spoil)
     check_restored(fresh, start, seed, "re-initialisation")
-    empty = build().to_empty(device="cpu")
+    empty = build().to_empty(device=torch.get_default_device())
     fill_with_rubbish(empty)
     check_restored(empty, start, seed, "to_empty")
 
@@ -181,7 +181,7 @@ def count_graphs(call: Callable[..., Any], *groups: Iterable[tuple[Any, ...]]) -
 
 
 def check_meta(build: Callable[[], nn.Module], seed: int, call: Call) -> None:
-    """On the meta device: the same keys and shapes, no memory; and two ways from there to a CPU.
+    """On the meta device: the same keys and shapes, no memory; and two ways from there.
 
     `to_empty` and `reset_parameters` give a fresh module; `load_state_dict(assign=True)` gives
     one that runs.
@@ -194,7 +194,7 @@ def check_meta(build: Callable[[], nn.Module], seed: int, call: Call) -> None:
     assert ghosts == shapes, f"on the meta device the state dict is {ghosts}, not {shapes}"
     for name, value in memory(ghost).items():
         assert value.is_meta, f"{name} has memory on the meta device"
-    ghost.to_empty(device="cpu")
+    ghost.to_empty(device=torch.get_default_device())
     fill_with_rubbish(ghost)
     check_restored(ghost, memory(real), seed, "the meta device")
     assigned.load_state_dict(real.state_dict(), assign=True)

@@ -140,7 +140,7 @@ def precision(case: EncoderCase) -> None:
     module = case.stirred()
     low = case.stirred(torch.bfloat16)
     given = case.inputs()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         amp = common.flat(module(given))
     want = common.flat(module(given))
     limit = 0.06 * max(want.abs().max().item(), 1.0)

@@ -19,6 +19,7 @@ from condmod.testing.modulator_meaning import (
     round_trip,
     rows,
     shape,
+    table,
 )
 from condmod.testing.modulator_precision import gradcheck, precision
 from condmod.testing.modulator_running import (
@@ -44,6 +45,7 @@ MODULATOR_LAWS: dict[str, Law] = {
         reset,
         rows,
         aligned,
+        table,
         round_trip,
         options,
         gradcheck,

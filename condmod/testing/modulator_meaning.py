@@ -116,6 +116,31 @@ def aligned(case: ModulatorCase) -> None:
             common.close(got, want, 1e-10, f"batch {batch}, positions {positions}")
 
 
+def table(case: ModulatorCase) -> None:
+    """Rows with an index mean the same as the aligned condition that they spell out."""
+    if "rows" not in case.component.kinds:
+        pytest.skip("it takes no rows of a table")
+    module = case.stirred(torch.float64)
+    for positions in filter(None, case.positions):
+        for batch in (1, 2, 5):
+            x, signal, spelt = case.table(batch, positions, torch.float64)
+            want = case.call(module, x, spelt)
+            common.close(case.call(module, x, signal), want, 1e-10, f"positions {positions}")
+    single = case.stirred()
+    x, signal, _ = case.table(2, max(case.positions, key=len))
+    assert signal.index is not None
+    common.check_compile(single, lambda m: m(x, signal, *case.sublayers()))
+    for what, index in {
+        "a row that is not there": signal.index + 2,
+        "a negative row": signal.index - 1,
+        "an index that is no integer": signal.index.float(),
+        "an index of other positions": signal.index[:, :1],
+        "an index of another batch": signal.index[:1],
+    }.items():
+        wrong = signal._replace(index=index)
+        _check_refused(case, what, lambda c=wrong: case.call(single, x, c))  # type: ignore[misc]
+
+
 def reference(case: ModulatorCase) -> None:
     """The output equals the naive float64 reference."""
     module = case.stirred(torch.float64)
@@ -192,7 +217,7 @@ def _with_init(case: ModulatorCase, init: str) -> dict[str, Any] | str:
     if init == "published":
         return config.model_dump()
     if "init" not in type(config).model_fields:
-        return f"{config.component_name()} has no option init"
+        return "it has no option init"
     spec = {**config.model_dump(), "init": init}
     try:
         type(config).from_options({k: v for k, v in spec.items() if k != "name"})

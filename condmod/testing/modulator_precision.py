@@ -39,7 +39,7 @@ def precision(case: ModulatorCase) -> None:
     """In bfloat16 no generated part is lost beside 1; autocast stays close to float32."""
     module = case.stirred()
     x, condition = case.inputs(4)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         y = case.call(module, x, condition)
     assert y.dtype == x.dtype, f"under autocast {x.dtype} became {y.dtype}"
     want = case.call(module, x, condition)
@@ -111,7 +111,8 @@ def _moves(leaf: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     draw = torch.Generator().manual_seed(5)
     for before in (torch.zeros_like(leaf), leaf):
         for sign in (1, -1):
-            noise = torch.rand(leaf.shape, generator=draw, dtype=torch.float64)
+            noise = torch.rand(leaf.shape, generator=draw, dtype=torch.float64, device="cpu")
+            noise = noise.to(leaf.device)
             yield before, (before.double() + sign * _TINY * noise).bfloat16()
 
 
@@ -124,10 +125,12 @@ def _rounded_pass(case: ModulatorCase, exact: Any, x: Tensor, modulation: Any) -
     h = x.double()
     if not case.around:
         return rounded(exact.modulate(h, modulation))
-    for part, sublayer in zip(modulation, case.sublayers(), strict=True):
-        entered = rounded(exact.enter(h, part, sublayer))
-        h = rounded(exact.exit(h, rounded(sublayer(entered)), part, sublayer))
-    return h
+    stages = [h]
+    for number, (part, sublayer) in enumerate(zip(modulation, case.sublayers(), strict=True)):
+        read = stages[exact.reads[number] if exact.reads else number]
+        entered = rounded(exact.enter(read, part, sublayer))
+        stages.append(rounded(exact.exit(stages[-1], rounded(sublayer(entered)), part, sublayer)))
+    return stages[-1]
 
 
 def _small_signals(case: ModulatorCase) -> None:

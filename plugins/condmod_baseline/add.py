@@ -2,10 +2,17 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import condmod
-from condmod.functional import Activation, Shift, activation, add_shift, blank_linear
+from condmod.functional import (
+    Activation,
+    Shift,
+    activation,
+    add_shift,
+    blank_linear,
+    reset_constant,
+)
 
 
 class AddConfig(condmod.ModulatorConfig):
@@ -33,7 +40,7 @@ class Add(condmod.Modulator[AddConfig, Shift]):
 
     name = "add"
     Config = AddConfig
-    kinds = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned", "rows"})
 
     def __init__(self, config: AddConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -45,8 +52,7 @@ class Add(condmod.Modulator[AddConfig, Shift]):
         """Draw every parameter afresh."""
         self.proj.reset_parameters()
         if self.config.init == "identity":
-            nn.init.zeros_(self.proj.weight)
-            nn.init.zeros_(self.proj.bias)
+            reset_constant(self.proj, (0,))
 
     def prepare(self, condition: condmod.Condition) -> Tensor:
         """What the projection reads."""
@@ -59,7 +65,7 @@ class Add(condmod.Modulator[AddConfig, Shift]):
 
     def generate(self, condition: condmod.Condition) -> Shift:
         """The shift, (B, C) or (B, *positions, C)."""
-        return self.unpack(self.proj(self.prepare(condition)))
+        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: Shift) -> Tensor:
         """The features plus the shift."""

@@ -2,7 +2,6 @@
 
 from typing import Literal, Self
 
-import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -13,8 +12,8 @@ from condmod.functional import (
     activation,
     blank_linear,
     featurewise_affine,
-    fill,
     mlp,
+    reset_constant,
     reset_linears,
 )
 
@@ -64,7 +63,7 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
 
     name = "dense_film"
     Config = DenseFilmConfig
-    kinds = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned", "rows"})
 
     def __init__(self, config: DenseFilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -81,10 +80,7 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
             nn.init.xavier_normal_(self.proj.weight)
             nn.init.zeros_(self.proj.bias)
         elif self.config.init == "identity":
-            nn.init.zeros_(self.proj.weight)
-            shift = torch.zeros(self.site.features)
-            start = float(self.config.scale == "raw") - float(self.config.residual)
-            fill(self.proj.bias, torch.cat([shift + start, shift]))
+            reset_constant(self.proj, (int(self.config.scale == "raw") - self.config.residual, 0))
 
     def prepare(self, condition: condmod.Condition) -> Tensor:
         """What the projection reads."""
@@ -98,7 +94,7 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
 
     def generate(self, condition: condmod.Condition) -> ScaleShift:
         """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return self.unpack(self.proj(self.prepare(condition)))
+        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + s)·x + t, and x once more as residual."""

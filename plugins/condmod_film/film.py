@@ -2,9 +2,8 @@
 
 from typing import Literal, Self
 
-import torch
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 import condmod
 from condmod.functional import (
@@ -13,9 +12,9 @@ from condmod.functional import (
     ScaleShift,
     blank_linear,
     featurewise_affine,
-    fill,
     mlp,
     reset_chunks,
+    reset_constant,
     reset_linears,
 )
 
@@ -58,7 +57,7 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
 
     name = "film"
     Config = FilmConfig
-    kinds = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned", "rows"})
 
     def __init__(self, config: FilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -72,9 +71,7 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
         reset_linears(self.hidden)
         reset_chunks(self.proj, 2)
         if self.config.init == "identity":
-            nn.init.zeros_(self.proj.weight)
-            shift = torch.zeros(self.site.features)
-            fill(self.proj.bias, torch.cat([shift + float(self.config.scale == "raw"), shift]))
+            reset_constant(self.proj, (self.config.scale == "raw", 0))
 
     def prepare(self, condition: condmod.Condition) -> Tensor:
         """What the projection reads."""
@@ -88,7 +85,7 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
 
     def generate(self, condition: condmod.Condition) -> ScaleShift:
         """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return self.unpack(self.proj(self.prepare(condition)))
+        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """γ·x + β."""

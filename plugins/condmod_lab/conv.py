@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from condmod import Condition, Modulator, ModulatorSpec, Site, SublayerModulator
-from condmod_lab.places import AnyModulator, check_parts, fill
+from condmod_lab.places import AnyModulator, Place, check_parts, fill, generate
 from condmod_lab.sections import ConvConfig
 
 
@@ -16,12 +16,15 @@ class ConvBlock(nn.Module):
     A modulator of features stands after the second norm, x + conv(SiLU(mod(norm(conv(SiLU(
     norm(x))))), c)). A modulator around sublayers brings its own norm and residual: with one part
     it wraps both convolutions, with two parts one each.
+
+    Args:
+        modulator: what `forward` will be given.
+        channels: of the features.
+        groups: of each GroupNorm.
     """
 
     def __init__(self, modulator: AnyModulator, channels: int, groups: int) -> None:
         super().__init__()
-        check_parts(modulator, "two convolutions")
-        self.modulator = modulator
         self.activation = nn.SiLU()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -30,17 +33,18 @@ class ConvBlock(nn.Module):
         self.norm1 = nn.GroupNorm(groups, channels) if entry else nn.Identity()
         self.norm2 = nn.GroupNorm(groups, channels) if between else nn.Identity()
 
-    def forward(
-        self, x: Float[Tensor, "B C H W"], condition: Condition
-    ) -> Float[Tensor, "B C H W"]:
-        """Features to features of the same shape."""
-        match self.modulator:
-            case Modulator() as modulator:
-                out = x + self._second(modulator(self.norm2(self._first(x)), condition))
-            case SublayerModulator(parts=1) as modulator:
-                out = modulator(x, condition, lambda h: self._second(self.norm2(self._first(h))))
-            case modulator:
-                out = modulator(x, condition, self._first, self._second)
+    def forward(self, x: Float[Tensor, "B C H W"], place: Place) -> Float[Tensor, "B C H W"]:
+        """Features to features of the same shape, by a modulator and its modulation."""
+        match place:
+            case Modulator() as modulator, modulation:
+                h = modulator.modulate(self.norm2(self._first(x)), modulation)
+                out = x + self._second(h)
+            case SublayerModulator(parts=1) as modulator, modulation:
+                out = modulator.around(
+                    x, modulation, lambda h: self._second(self.norm2(self._first(h)))
+                )
+            case modulator, modulation:
+                out = modulator.around(x, modulation, self._first, self._second)
         return out
 
     def _first(self, x: Tensor) -> Tensor:
@@ -66,12 +70,11 @@ class ConvBody(nn.Module):
         super().__init__()
         channels = section.channels
         self.entry = nn.Conv2d(image_channels, channels, 3, padding=1)
-        sites = (
-            Site(channels, section.condition_dim, 1, name=f"blocks.{index}.modulator")
-            for index in range(section.blocks)
-        )
+        names = [f"blocks.{index}.modulator" for index in range(section.blocks)]
+        self.bank = fill(spec, Site(channels, section.condition_dim, 1), names)
+        check_parts(self.bank, "two convolutions")
         self.blocks = nn.ModuleList(
-            ConvBlock(fill(spec, site), channels, section.groups) for site in sites
+            ConvBlock(self.bank[name], channels, section.groups) for name in names
         )
         self.exit = nn.Conv2d(channels, image_channels, 3, padding=1)
 
@@ -80,6 +83,6 @@ class ConvBody(nn.Module):
     ) -> Float[Tensor, "B C H W"]:
         """Images (B, C, H, W) and what the places take to images of the same shape."""
         h = self.entry(x)
-        for block in self.blocks:
-            h = block(h, condition)
+        for block, place in zip(self.blocks, generate(self.bank, h, condition), strict=True):
+            h = block(h, place)
         return cast(Tensor, self.exit(h))

@@ -17,9 +17,9 @@ from condmod_lab.transformer import TransformerBody
 class Network(nn.Module):
     """Velocity of the flow, from time and class.
 
-    The encoder turns {'time': t, 'label': class} into one condition (B, D), which a modulator at
-    each place of the body brings to the features. Modulators that take raw signals are given that
-    mapping itself, and there is no encoder.
+    The encoder turns {'time': t, 'label': class} into one condition (B, D). From it the body's
+    bank generates the modulations of all places at once, and each block applies its own.
+    Modulators that take raw signals are given that mapping itself, and there is no encoder.
 
     Under equal seeds, whatever two networks have in common beside their modulators starts equal.
 

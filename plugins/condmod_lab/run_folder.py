@@ -305,5 +305,6 @@ class RunFolder:
         if wrong:
             raise CheckpointError(
                 f"{self.checkpoint} does not fit its own config: {len(wrong)} tensors are missing, "
-                f"unexpected or of another shape, such as {wrong[0]}"
+                f"unexpected or of another shape, such as {wrong[0]}; a run of another version of "
+                "condmod is trained anew with --overwrite"
             )

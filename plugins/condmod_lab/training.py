@@ -219,9 +219,12 @@ class _Loop:
             self.seconds, self.overflows = float(training["seconds"]), int(training["overflows"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(training["scaler"])
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{self.folder.checkpoint}: {error}; a run of another version of condmod is "
+                "trained anew with --overwrite"
+            ) from None
         except (AssertionError, KeyError, TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, CheckpointError):
-                raise
             raise CheckpointError(
                 f"{self.folder.checkpoint} lacks what training needs to go on: "
                 f"{type(error).__name__}: {error}"

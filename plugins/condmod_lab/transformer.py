@@ -1,6 +1,6 @@
 """A transformer body: attention and feed-forward over patches of an image, channels last."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from condmod import Condition, ModulatorSpec, Site, SublayerModulator
+from condmod import Bank, Condition, ModulatorSpec, Site, SublayerModulator
 from condmod.functional import layer_norm
 from condmod_lab.errors import ConfigError
-from condmod_lab.places import AnyModulator, check_parts, fill
+from condmod_lab.places import Place, check_parts, fill, generate
 from condmod_lab.sections import TransformerConfig
 
 
@@ -47,28 +47,25 @@ class TransformerBlock(nn.Module):
     A modulator of features stands before each sublayer, x + sublayer(mod(LN(x), c)), where LN has
     no parameters. A modulator around sublayers brings its own norm and residual: with one part
     each sublayer has one, with two parts one serves both.
-
-    Args:
-        modulators: one for each sublayer, or one for both.
-        section: width and heads.
     """
 
-    def __init__(self, modulators: list[AnyModulator], section: TransformerConfig) -> None:
+    def __init__(self, section: TransformerConfig) -> None:
         super().__init__()
-        self.modulators = nn.ModuleList(modulators)
         self.attention = Attention(section.channels, section.heads)
         self.feedforward = FeedForward(section.channels)
 
-    def forward(self, x: Float[Tensor, "B T C"], condition: Condition) -> Float[Tensor, "B T C"]:
-        """Tokens to tokens of the same shape."""
+    def forward(self, x: Float[Tensor, "B T C"], places: Sequence[Place]) -> Float[Tensor, "B T C"]:
+        """Tokens to tokens of the same shape, by one place for each sublayer or for both."""
         sublayers = (self.attention, self.feedforward)
-        if len(self.modulators) == 1:
-            return cast(Tensor, self.modulators[0](x, condition, *sublayers))
-        for modulator, sublayer in zip(self.modulators, sublayers, strict=True):
+        if len(places) == 1:
+            modulator, modulation = places[0]
+            assert isinstance(modulator, SublayerModulator)
+            return modulator.around(x, modulation, *sublayers)
+        for (modulator, modulation), sublayer in zip(places, sublayers, strict=True):
             if isinstance(modulator, SublayerModulator):
-                x = modulator(x, condition, sublayer)
+                x = modulator.around(x, modulation, sublayer)
             else:
-                x = x + sublayer(modulator(layer_norm(x), condition))
+                x = x + sublayer(modulator.modulate(layer_norm(x), modulation))
         return x
 
 
@@ -98,10 +95,8 @@ class TransformerBody(nn.Module):
             )
         values = image_channels * self.patch**2
         self.entry = nn.Linear(values, section.channels)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(_fill_block(spec, section, f"blocks.{index}"), section)
-            for index in range(section.blocks)
-        )
+        self.bank = _fill(spec, section)
+        self.blocks = nn.ModuleList(TransformerBlock(section) for _ in range(section.blocks))
         # not zero as in DiT: behind branches that adaLN-Zero closes, it would leave the gates
         # without a gradient in the first step, and so scale, shift and sublayers in the second
         self.exit = nn.Linear(section.channels, values)
@@ -113,10 +108,12 @@ class TransformerBody(nn.Module):
         patches = rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=self.patch, q=self.patch)
         _, height, width, _ = patches.shape
         tokens = self.entry(patches.flatten(1, 2))
-        places = positions(height, width, tokens.shape[-1], x.device)
-        tokens = tokens + places.to(self.entry.weight.dtype)
-        for block in self.blocks:
-            tokens = block(tokens, condition)
+        waves = positions(height, width, tokens.shape[-1], x.device)
+        tokens = tokens + waves.to(self.entry.weight.dtype)
+        places = generate(self.bank, tokens, condition)
+        each = len(places) // len(self.blocks)
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, places[each * index : each * (index + 1)])
         values = self.exit(layer_norm(tokens)).unflatten(1, (height, width))
         grid = "b h w (c p q) -> b c (h p) (w q)"
         return cast(Tensor, rearrange(values, grid, p=self.patch, q=self.patch))
@@ -136,12 +133,14 @@ def positions(height: int, width: int, channels: int, device: torch.device) -> F
     return torch.stack((y.sin(), x.sin(), y.cos(), x.cos()), dim=-1).flatten(1)[:, :channels]
 
 
-def _fill_block(spec: ModulatorSpec, section: TransformerConfig, name: str) -> list[AnyModulator]:
-    """One modulator for each sublayer, or one that serves both."""
-    block = Site(section.channels, section.condition_dim, name=name)
-    attention = fill(spec, replace(block, name=f"{name}.attention"))
-    if isinstance(attention, SublayerModulator) and attention.parts > 1:
-        both = fill(spec, block)
-        check_parts(both, "two sublayers, attention and feed-forward")
-        return [both]
-    return [attention, fill(spec, replace(block, name=f"{name}.feedforward"))]
+def _fill(spec: ModulatorSpec, section: TransformerConfig) -> Bank:
+    """One modulator for each sublayer of each block, or one that serves both."""
+    site = Site(section.channels, section.condition_dim)
+    blocks = [f"blocks.{index}" for index in range(section.blocks)]
+    sublayers = [f"{block}.{part}" for block in blocks for part in ("attention", "feedforward")]
+    bank = fill(spec, site, sublayers)
+    modulator = bank[sublayers[0]]
+    if isinstance(modulator, SublayerModulator) and modulator.parts > 1:
+        bank = fill(spec, site, blocks)
+        check_parts(bank, "two sublayers, attention and feed-forward")
+    return bank

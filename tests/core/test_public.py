@@ -114,6 +114,7 @@ ERRORS = {
     "PluginError": ImportError,
     "PluginConflictError": ImportError,
     "CheckpointError": ValueError,
+    "CodecError": ValueError,
 }
 
 

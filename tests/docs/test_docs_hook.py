@@ -213,6 +213,39 @@ def test_a_comparison_that_cannot_be_read_fails_a_strict_build_and_no_other(
         assert str(path) in caplog.text
 
 
+def test_parity_is_shown_with_one_row_for_what_differs_in_nothing_shown(hooks, tmp_path):
+    row = {
+        "mechanism": "film",
+        "peer": "some-package",
+        "version": "1.2",
+        "what": "FiLM",
+        "shapes": "x (2, 5), c (2, 3)",
+        "dtype": "float64",
+        "tolerance": 1e-12,
+    }
+    rows = [
+        row | {"difference": 0.0, "test": "test_one"},
+        row | {"difference": 2.2e-16, "test": "test_two"},
+        row | {"difference": 0.0, "what": "SFT", "tolerance": 0.0, "test": "test_three"},
+    ]
+    path = tmp_path / "parity.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    text = hooks.expand(f"<!-- parity: {path} -->", "../catalogue/")
+    film = "| [`film`](../catalogue/film.md) | some-package 1.2 |"
+    assert text.splitlines()[2:] == [
+        f"{film} `FiLM` | x (2, 5), c (2, 3) | float64 | 2.2e-16 | 1e-12 |",
+        f"{film} `SFT` | x (2, 5), c (2, 3) | float64 | 0 | 0 |",
+    ]
+
+
+def test_the_page_on_parity_shows_every_mechanism_that_was_compared(hooks):
+    text = hooks.expand((DOCS / "parity.md").read_text(encoding="utf-8"), "catalogue/")
+    for row in json.loads((DOCS / "parity.json").read_text(encoding="utf-8")):
+        page = f"catalogue/{row['mechanism']}.md"
+        assert f"| [`{row['mechanism']}`]({page}) | {row['peer']} {row['version']} |" in text
+        assert (DOCS / page).is_file(), f"{row['test']} names no component"
+
+
 def test_passes_are_what_the_formulas_need(hooks):
     passes = {name: hooks.sample(hooks.page_spec(name)).passes for name in ("none", "add", "film")}
     assert passes == {"none": 0, "add": 1, "film": 1}

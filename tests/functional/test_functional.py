@@ -6,15 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from condmod import ShapeError
+from condmod import ConditionError, ShapeError
 from condmod.functional import (
+    Indexed,
     add_shift,
     align,
     blank_linear,
     featurewise_affine,
+    featurewise_scale,
     gated_residual,
     layer_norm,
+    low_rank,
+    normalisation,
     reset_chunks,
+    reset_constant,
+    reset_linears,
 )
 
 
@@ -132,6 +138,112 @@ def test_autocast_modulations_do_not_change_the_features_dtype():
 def test_gated_residual_is_x_plus_gate_times_y():
     x, y, gate = torch.randn(2, 4, 5), torch.randn(2, 4, 5), torch.randn(2, 4)
     torch.testing.assert_close(gated_residual(x, y, gate, 1), x + gate[..., None] * y)
+
+
+GATES = {
+    "linear": lambda g: g,
+    "one_plus": lambda g: 1 + g,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "sigmoid_one_minus": lambda g: torch.sigmoid(1 - g),
+}
+
+
+@pytest.mark.parametrize("form", GATES)
+def test_a_gate_is_read_in_its_form(form):
+    x, y, gate = torch.randn(2, 4, 5), torch.randn(2, 4, 5), torch.randn(2, 4)
+    want = x + GATES[form](gate)[..., None] * y
+    torch.testing.assert_close(gated_residual(x, y, gate, 1, form=form), want)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scale_alone_is_read_in_its_form(form):
+    x, scale = torch.randn(2, 5, 4), torch.randn(2, 4)
+    want = FORMS[form](scale)[:, None] * x
+    torch.testing.assert_close(featurewise_scale(x, scale, form=form), want)
+
+
+def rms(x):
+    return x / x.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+
+
+def test_a_norm_comes_before_scale_and_shift_and_on_the_branch_before_its_gate():
+    norm = normalisation("rms", 4)
+    x, y = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    scale, shift = torch.randn(2, 4), torch.randn(2, 4)
+    wide = (scale[:, None], shift[:, None])
+    check = torch.testing.assert_close
+    check(featurewise_affine(x, (scale, shift), norm=norm), (1 + wide[0]) * rms(x) + wide[1])
+    check(featurewise_scale(x, scale, norm=norm), (1 + wide[0]) * rms(x))
+    check(add_shift(x, shift, norm=norm), rms(x) + wide[1])
+    check(gated_residual(x, y, scale, norm=norm), x + wide[0] * rms(y))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norm_and_affine_are_rounded_once(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(64, 8, 16).to(dtype)
+    scale, shift = (0.01 * torch.randn(64, 16)).to(dtype), torch.randn(64, 16).to(dtype)
+    got = featurewise_affine(x, (scale, shift), norm=normalisation("rms", 16))
+    exact = (1 + scale.double()[:, None]) * rms(x.double()) + shift.double()[:, None]
+    assert got.dtype == dtype
+    assert (got == exact.to(dtype)).float().mean() > 0.999
+
+
+def test_the_error_of_a_norm_says_the_place():
+    norm = normalisation("layer", 4)
+    with pytest.raises(ShapeError) as caught:
+        featurewise_affine(
+            torch.zeros(2, 5, 6), (torch.zeros(2, 4),) * 2, norm=norm, where=lambda: "adaln at 'a'"
+        )
+    assert str(caught.value) == (
+        "the norm is over 4 channels at dim -1; got (2, 5, 6) in adaln at 'a'"
+    )
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_an_indexed_leaf_is_a_row_of_the_table_for_each_position(dim):
+    rows, index = torch.randn(2, 3, 4), torch.randint(3, (2, 5, 6))
+    spelt = torch.stack([rows[sample][index[sample]] for sample in range(2)])
+    x = torch.randn(2, 5, 6, 4).movedim(-1, dim)
+    got = featurewise_affine(x, (Indexed(rows, index), Indexed(rows + 1, index)), dim)
+    torch.testing.assert_close(got, featurewise_affine(x, (spelt, spelt + 1), dim))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])
+def test_an_index_of_any_integer_type_chooses_rows(dtype):
+    rows = torch.randn(1, 3, 4)
+    got = align(torch.zeros(1, 2, 4), Indexed(rows, torch.tensor([[2, 0]], dtype=dtype)))
+    assert torch.equal(got, rows[:, [2, 0]])
+
+
+@pytest.mark.parametrize(("index", "got"), [([[0, 3]], "0 to 3"), ([[-1, 2]], "-1 to 2")])
+def test_a_row_that_is_not_there_is_refused_with_the_range(index, got):
+    leaf = Indexed(torch.zeros(1, 3, 4), torch.tensor(index))
+    with pytest.raises(ConditionError) as caught:
+        align(torch.zeros(1, 2, 4), leaf, where=lambda: "film at 'a'")
+    assert str(caught.value) == (
+        f"Signal.index chooses among 3 rows, 0 to 2; got {got} in film at 'a'"
+    )
+
+
+def test_a_constant_start_gives_each_share_its_value():
+    layer = blank_linear(3, 6)
+    reset_constant(layer, (0, 1, -1))
+    assert torch.equal(
+        layer(torch.randn(2, 3)), torch.tensor([[0.0, 0, 1, 1, -1, -1]]).repeat(2, 1)
+    )
+    bare = blank_linear(3, 6, bias=False)
+    reset_constant(bare, (0, 0))
+    assert not bare.weight.any()
+
+
+def test_a_low_rank_generator_is_two_linears_without_bias():
+    pair = low_rank(8, 2, 12)
+    reset_linears(pair)
+    assert [tuple(p.shape) for p in pair.parameters()] == [(2, 8), (12, 2)]
+    jacobian = torch.autograd.functional.jacobian(pair, torch.randn(8))
+    assert torch.linalg.matrix_rank(jacobian) == 2
 
 
 @pytest.mark.parametrize("dim", [1, -1])

@@ -1,16 +1,19 @@
 """Both networks take whatever turns time and class into features, from an equal start."""
 
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from condmod.functional import Norm
 from condmod_lab.config import TrainConfig, make_config
 from condmod_lab.network import Network, build
+from condmod_lab.places import own_draws
 
 Tiny = Callable[..., TrainConfig]
 
@@ -29,6 +32,7 @@ SPECS = [
     "adaln_zero",
     "adaln_zero(parts=1)",
     "adaln_zero(init='identity')",
+    "adaln_single",
     "add",
     "concat_project",
     "none",
@@ -52,8 +56,14 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(2 * CLASSES, *SHAPE), torch.rand(2 * CLASSES), labels, present
 
 
+def same(one: nn.Module, other: nn.Module) -> None:
+    left, right = one.state_dict(), other.state_dict()
+    assert left.keys() == right.keys()
+    assert all(torch.equal(value, right[name]) for name, value in left.items())
+
+
 def of_modulator(name: str) -> bool:
-    return ".modulator" in name
+    return name.startswith("body.bank.")
 
 
 @both
@@ -130,6 +140,49 @@ def test_each_place_and_each_seed_has_draws_of_its_own(
 
 
 @both
+@pytest.mark.parametrize(
+    "modulator", ["film", "dense_film", "adaln_zero(init='identity')", "adaln_single", OWN_ENCODER]
+)
+def test_a_place_draws_what_a_modulator_built_alone_draws_by_its_name(
+    tiny: Tiny, backbone: dict[str, Any], modulator: str
+) -> None:
+    bank = make(tiny, backbone, modulator).body.bank
+    torch.manual_seed(3)
+    for name in bank:
+        with own_draws(name):
+            alone = bank.config.component(bank.config, bank[name].site)
+        same(bank[name], alone)
+    if bank.shared is not None:
+        with own_draws("shared"):
+            same(bank.shared, bank.config.component.shared(bank.config, [bank[name].site]))
+
+
+@both
+@pytest.mark.parametrize("modulator", ["film", "adaln_zero", "adaln_single", "cosmos", "cnaps"])
+def test_a_forward_generates_once_for_all_places(
+    tiny: Tiny, backbone: dict[str, Any], modulator: str
+) -> None:
+    net, calls = make(tiny, backbone, modulator), Counter[str]()
+    for name, module in net.body.bank.named_modules():
+        if not list(module.children()) and not isinstance(module, Norm):
+            module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    net.body.bank.register_forward_hook(lambda *_: calls.update(["bank"]))
+    net(*batch())
+    assert calls["bank"] == 1
+    assert "shared" in {name.partition(".")[0] for name in calls} or net.body.bank.shared is None
+    assert set(calls.values()) == {1}
+
+
+@both
+@pytest.mark.parametrize("modulator", ["dense_film", "adaln_zero(parts=1)", "adaln_single"])
+def test_a_network_is_one_graph(tiny: Tiny, backbone: dict[str, Any], modulator: str) -> None:
+    net, inputs = make(tiny, backbone, modulator), batch()
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(*inputs), net(*inputs), atol=1e-6)
+
+
+@both
 def test_the_identity_of_every_modulator_around_a_sublayer_is_the_unconditioned_network(
     tiny: Tiny, backbone: dict[str, Any]
 ) -> None:
@@ -181,7 +234,7 @@ def test_bfloat16_autocast_gives_about_the_same_velocity(
 
 
 @both
-@pytest.mark.parametrize("modulator", ["dense_film", "adaln_zero", OWN_ENCODER])
+@pytest.mark.parametrize("modulator", ["dense_film", "adaln_zero", "adaln_single", OWN_ENCODER])
 def test_a_network_on_the_meta_device_takes_the_tensors_of_a_real_one(
     tiny: Tiny, backbone: dict[str, Any], modulator: str
 ) -> None:
@@ -197,7 +250,7 @@ def test_a_network_on_the_meta_device_takes_the_tensors_of_a_real_one(
 
 
 @both
-@pytest.mark.parametrize("modulator", ["dense_film", "adaln_zero", OWN_ENCODER])
+@pytest.mark.parametrize("modulator", ["dense_film", "adaln_zero", "adaln_single", OWN_ENCODER])
 def test_copies_and_averages_compute_the_same(
     tiny: Tiny, backbone: dict[str, Any], modulator: str
 ) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 import condmod
-from condmod import Site, SiteError
+from condmod import ShapeError, Site, SiteError
 from condmod_lab.config import TrainConfig
 from condmod_lab.network import Network, build
 from condmod_lab.places import fill
@@ -62,14 +63,17 @@ def test_the_modulator_that_a_refusal_names_fits(tiny: Tiny, backbone: dict[str,
     ],
     ids=["conv", "transformer"],
 )
-def test_a_modulator_around_more_sublayers_than_a_block_has_is_make(
-    tiny: Tiny, backbone: dict[str, Any], place: str
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [("adaln_zero(parts=3)", 3), ("adaln_single(parts=4)", 4), ("sd35", 3), ("cogview3", 4)],
+)
+def test_a_modulator_around_more_sublayers_than_a_block_has_is_refused(
+    tiny: Tiny, backbone: dict[str, Any], place: str, spec: str, parts: int
 ) -> None:
     with pytest.raises(SiteError) as caught:
-        make(tiny, backbone, "adaln_zero(parts=3)")
+        make(tiny, backbone, spec)
     assert str(caught.value) == (
-        f"{place}, so it takes a modulator around 1 or 2 sublayers; "
-        "adaln_zero(parts=3) acts around 3"
+        f"{place}, so it takes a modulator around 1 or 2 sublayers; {spec} acts around {parts}"
     )
 
 
@@ -128,7 +132,7 @@ def test_what_no_place_can_take_is_refused_with_the_reason(
     spec: condmod.ModulatorConfig, message: str
 ) -> None:
     with pytest.raises(SiteError) as caught:
-        fill(spec, Site(8, 8, name="blocks.0"))
+        fill(spec, Site(8, 8), ["blocks.0", "blocks.1"])
     assert str(caught.value) == message
 
 
@@ -160,3 +164,13 @@ def test_an_encoder_that_does_not_fit_is_told_what_it_is_given(
         f"{encoder} does not fit the data: as the config's encoder it is given {{'time': times "
         f"(B,), 'label': classes (B,) from 0 to 9, some of them absent}}: {reason}"
     )
+
+
+@pytest.mark.parametrize("modulator", ["film", "none", "adaln_zero", "adaln_single"])
+@both
+def test_features_and_condition_of_unequal_batches_are_refused_at_the_first_place(
+    tiny: Tiny, backbone: dict[str, Any], modulator: str
+) -> None:
+    body = make(tiny, backbone, modulator).body
+    with pytest.raises(ShapeError, match=rf"^{modulator} at 'blocks\.0.* a condition \(1, 8\)$"):
+        body(torch.zeros(3, 1, 8, 8), torch.zeros(1, 8))

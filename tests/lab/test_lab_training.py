@@ -26,11 +26,11 @@ from condmod_lab.config import TrainConfig
 from condmod_lab.data import Images, Split, load_digits
 from condmod_lab.errors import ConfigError, DivergedError, RunFolderError, RunFolderExistsError
 from condmod_lab.launch import make_accelerator
-from condmod_lab.network import Network
+from condmod_lab.network import Network, build
 from condmod_lab.order import Order
 from condmod_lab.run_folder import Into, RunFolder
 from condmod_lab.training import train
-from condmod_lab.workflow import draw_images
+from condmod_lab.workflow import draw_images, run
 
 Tiny = Callable[..., TrainConfig]
 
@@ -90,6 +90,25 @@ def test_the_seed_decides_every_loss_every_weight_and_every_sample(
 def test_training_lowers_the_loss(tiny: Tiny, console: Console) -> None:
     history = losses(start(tiny("training.steps=40", "training.batch=64"), console))
     assert history[-1] < 0.8 * history[0]
+
+
+@pytest.mark.parametrize("backbone", ["conv", "transformer"])
+def test_a_trunk_that_all_places_share_is_trained_kept_and_counted_once(
+    tiny: Tiny, console: Console, backbone: str
+) -> None:
+    small = {"name": backbone, "channels": 8, "blocks": 2, "condition_dim": 8}
+    config = tiny(backbone=small, modulator="adaln_single")
+    metrics = run(config, console)
+    kept = weights(RunFolder(Path(config.output)))
+    trunk = {"average.body.bank.shared.proj.weight", "average.body.bank.shared.proj.bias"}
+    place = "/modulator" if backbone == "conv" else ""
+    own = {f"average.body.bank.modulators.blocks/{block}{place}.table" for block in (0, 1)}
+    assert {name for name in kept if ".bank." in name} == trunk | own
+    assert metrics["parameters"] == sum(value.numel() for value in kept.values())
+    torch.manual_seed(config.seed)
+    start = build(config, 10, (1, 8, 8)).state_dict()
+    for name in trunk | own:
+        assert not torch.equal(kept[name], start[name.removeprefix("average.")])
 
 
 def poisoned(config: TrainConfig, step: int) -> Split:
@@ -297,7 +316,7 @@ def test_a_checkpoint_that_lacks_a_part_cannot_go_on(
     kept = {name: value for name, value in weights(folder).items() if name != lost}
     assert len(kept) == len(weights(folder)) - 1
     save_checkpoint(folder.checkpoint, kept, document)
-    with pytest.raises(CheckpointError, match=r"exit\.weight"):
+    with pytest.raises(CheckpointError, match=r"exit\.weight.*trained anew with --overwrite"):
         start(config, console, into="resume")
     save_checkpoint(folder.checkpoint, weights(folder), {**document, "training": {}})
     with pytest.raises(CheckpointError):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from condmod_lab.config import make_config
 from condmod_lab.errors import ConfigError
 from condmod_lab.network import build
+from condmod_lab.places import generate
 from condmod_lab.transformer import Attention, TransformerBlock, TransformerBody, positions
 
 CPU = torch.device("cpu")
@@ -52,8 +53,9 @@ def by_hand(net: TransformerBody, x: Tensor, c: Tensor, patch: int) -> Tensor:
     patches = [x[:, :, top : top + patch, left : left + patch].flatten(1) for top, left in corners]
     h = net.entry(torch.stack(patches, dim=1))
     h = h + positions(len(rows), len(columns), h.shape[-1], CPU)
-    for block in net.blocks:
-        for modulator, part in zip(block.modulators, ("attention", "feedforward"), strict=True):
+    for index, block in enumerate(net.blocks):
+        for part in ("attention", "feedforward"):
+            modulator = net.bank[f"blocks.{index}.{part}"]
             scale, shift = modulator.proj(c)[:, None].chunk(2, dim=-1)
             read = scale * norm(h) + shift
             h = h + (attend(block.attention, read) if part == "attention" else feed(block, read))
@@ -73,22 +75,23 @@ def test_a_plain_modulator_gives_x_plus_the_sublayer_of_the_modulated_norm(patch
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_modulator_around_sublayers_stands_around_each_of_them(parts: int) -> None:
-    block = body(f"adaln_zero(parts={parts})").blocks[0]
+    net = body(f"adaln_zero(parts={parts})", blocks=1)
+    block = net.blocks[0]
     assert isinstance(block, TransformerBlock)
-    assert len(block.modulators) == 2 // parts
-    for parameter in block.modulators.parameters():
+    assert len(net.bank) == 2 // parts
+    for parameter in net.bank.parameters():
         torch.nn.init.normal_(parameter)
     x, c = torch.randn(3, 6, 8).double(), torch.randn(3, 4).double()
-    projected = torch.cat([modulator.proj(F.silu(c)) for modulator in block.modulators], dim=-1)
+    projected = torch.cat([net.bank[name].proj(F.silu(c)) for name in net.bank], dim=-1)
     shift, scale, gate, shift2, scale2, gate2 = projected[:, None].chunk(6, dim=-1)
     h = x + gate * attend(block.attention, (1 + scale) * norm(x) + shift)
     h = h + gate2 * feed(block, (1 + scale2) * norm(h) + shift2)
-    torch.testing.assert_close(block(x, c), h)
+    torch.testing.assert_close(block(x, generate(net.bank, x, c)), h)
 
 
 def test_the_sites_are_named_and_channels_last() -> None:
     names = {
-        modulator: [site.site.name for block in body(modulator).blocks for site in block.modulators]
+        modulator: list(body(modulator).bank)
         for modulator in ("film", "adaln_zero(parts=1)", "adaln_zero")
     }
     each = [f"blocks.{index}.{part}" for index in (0, 1) for part in ("attention", "feedforward")]
@@ -97,7 +100,7 @@ def test_the_sites_are_named_and_channels_last() -> None:
         "adaln_zero(parts=1)": each,
         "adaln_zero": ["blocks.0", "blocks.1"],
     }
-    assert body("film").blocks[0].modulators[0].site.channel_dim == -1
+    assert body("film").bank["blocks.0.attention"].site.channel_dim == -1
 
 
 def test_positions_are_sinusoids_of_row_and_column() -> None:

@@ -88,7 +88,8 @@ def ada_group_norm(groups):
 def group_norm_neutral(site):
     def neutral(module, x):
         first = x.movedim(site.channel_dim, 1).contiguous()
-        return module.norm(first).movedim(1, site.channel_dim)
+        y = F.group_norm(first, module.norm.groups, module.norm.weight, module.norm.bias)
+        return y.movedim(1, site.channel_dim)
 
     return neutral
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from condmod import Modulator, ModulatorConfig, Registry, Site
+from condmod import Modulator, ModulatorConfig, Registry, Signal, Site, indexed
 from condmod.functional import ScaleShift, blank_linear, featurewise_affine
 from condmod.testing import MODULATOR_LAWS, ModulatorCase
 
@@ -32,7 +32,8 @@ def reset_parameters(self):
 
 
 def generate(self, condition):
-    return ScaleShift(*self.proj(self.accept(condition)).chunk(2, -1))
+    modulation = ScaleShift(*self.proj(self.accept(condition)).chunk(2, -1))
+    return indexed(modulation, condition)
 
 
 def modulate(self, x, modulation):
@@ -40,7 +41,7 @@ def modulate(self, x, modulation):
 
 
 GOOD = {
-    "kinds": frozenset({"global", "aligned"}),
+    "kinds": frozenset({"global", "aligned", "rows"}),
     "__init__": init,
     "prepared": lambda self: None,
     "reset_parameters": reset_parameters,
@@ -183,6 +184,12 @@ def prepared_on_cpu(self):
     self.proj.weight = nn.Parameter(torch.empty(self.proj.weight.shape, device="cpu"))
 
 
+def generate_other_rows(self, condition):
+    if isinstance(condition, Signal) and condition.index is not None:
+        condition = condition._replace(index=condition.index.flip(0))
+    return generate(self, condition)
+
+
 def prepare(self, condition):
     return torch.sigmoid(self.accept(condition))
 
@@ -221,6 +228,7 @@ BROKEN = {
     "reset": {"reset_parameters": reset_forgets_bias},
     "rows": {"modulate": modulate_batch_mean},
     "aligned": {"generate": generate_position_weighted},
+    "table": {"generate": generate_other_rows},
     "round_trip": {"config": Unprintable},
     "options": {"config": Unbounded},
     "gradcheck": {"modulate": modulate_wrong_gradient},

@@ -170,7 +170,7 @@ def test_a_kind_without_a_default_condition_says_that_the_case_needs_one():
 def test_a_law_that_does_not_apply_skips_with_its_reason():
     case = CASES["test.only_global-last"]
     for law, reason in {
-        "identity": "test.only_global has no option init",
+        "identity": "it has no option init",
         "aligned": "it takes one kind of condition: global",
     }.items():
         with pytest.raises(pytest.skip.Exception, match=reason):

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -84,15 +83,6 @@ def repeat(tree: Any, positions: int) -> Any:
 
 
 # --- label, scalar, vector --------------------------------------------------------------------
-
-
-def test_label_is_diffusers_label_embedding_and_its_null_the_extra_row() -> None:
-    ours = stirred(encoder("label(classes=10, nullable=True)", 8))
-    theirs = LabelEmbedding(10, 8, dropout_prob=0.1).eval()
-    with torch.no_grad():
-        theirs.embedding_table.weight.copy_(torch.cat([ours.table, ours.null[None]]))
-    label, present = torch.tensor([3, 9, -1]), torch.tensor([True, True, False])
-    assert torch.equal(ours(Signal(label, present=present)), theirs(torch.tensor([3, 9, 10])))
 
 
 def test_label_starts_as_published() -> None:

@@ -7,11 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.embeddings import (
-    GaussianFourierProjection,
-    TimestepEmbedding,
-    get_timestep_embedding,
-)
 from torch import Tensor, nn
 
 import condmod
@@ -41,30 +36,6 @@ def stirred(module: nn.Module) -> nn.Module:
 # --- timestep ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["cos_sin", "sin_cos"])
-@pytest.mark.parametrize("endpoint", [False, True])
-@pytest.mark.parametrize("dim", [4, 5, 320, 321])
-@pytest.mark.parametrize(("scale", "period"), [(1.0, 10000.0), (1000.0, 10000.0), (0.5, 10.0)])
-@pytest.mark.parametrize("times", [TIMES, TIMES / 7, TIMES / 1e6], ids=["int", "real", "unit"])
-def test_timestep_is_diffusers_sinusoid_bit_for_bit(
-    order: str, endpoint: bool, dim: int, scale: float, period: float, times: Tensor
-) -> None:
-    ours = encoder(
-        f"timestep(dim={dim}, order={order!r}, endpoint={endpoint}, scale={scale}, "
-        f"max_period={period})"
-    )(times)
-    theirs = get_timestep_embedding(
-        times,
-        dim,
-        flip_sin_to_cos=order == "cos_sin",
-        downscale_freq_shift=int(endpoint),
-        scale=scale,
-        max_period=period,
-    )
-    assert ours.dtype == torch.float32
-    assert torch.equal(ours, theirs)
-
-
 def test_the_default_sinusoid_is_that_of_adm_and_dit() -> None:
     half = 128
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float64) / half)
@@ -82,15 +53,6 @@ def test_edm_reaches_the_last_period_with_endpoint_and_stops_before_it_without()
         expected = torch.cat([frequencies.cos(), frequencies.sin()])[None]
         out = encoder(f"timestep(dim=8, endpoint={endpoint})").double()(time)
         assert torch.allclose(out, expected, rtol=0, atol=1e-14)
-
-
-def test_timestep_with_hidden_is_diffusers_timestep_embedding() -> None:
-    ours = encoder("timestep(dim=32, hidden=[64])", 48)
-    theirs = TimestepEmbedding(32, 64, out_dim=48)
-    theirs.linear_1.load_state_dict(ours.hidden[0].state_dict())
-    theirs.linear_2.load_state_dict(ours.proj.state_dict())
-    sinusoid = get_timestep_embedding(TIMES, 32, flip_sin_to_cos=True, downscale_freq_shift=0)
-    assert torch.equal(ours(TIMES), theirs(sinusoid))
 
 
 @pytest.mark.parametrize(
@@ -262,15 +224,6 @@ def test_frequencies_survive_half_precision_when_torch_swaps_tensors() -> None:
 
 
 # --- fourier ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("order", ["sin_cos", "cos_sin"])
-def test_fourier_is_diffusers_gaussian_projection(order: str) -> None:
-    ours = encoder(f"fourier(dim=16, form={order!r})")
-    theirs = GaussianFourierProjection(8, log=False, flip_sin_to_cos=order == "cos_sin")
-    theirs.weight.copy_(ours.features.frequencies)
-    time = torch.rand(5)
-    assert torch.allclose(ours(time), theirs(time), rtol=0, atol=2e-5)
 
 
 def test_edm2_features() -> None:

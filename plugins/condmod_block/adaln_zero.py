@@ -1,28 +1,20 @@
 """adaLN-Zero of DiT."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 import condmod
-from condmod.functional import (
-    ScaleShiftGate,
-    blank_linear,
-    featurewise_affine,
-    fill,
-    gated_residual,
-    layer_norm,
-)
+from condmod.functional import ScaleShiftGate, blank_linear, normalisation, reset_constant
+from condmod_block._around import Eps, Parts, enter_normed, exit_gated, split
 
 
 class AdaLNZeroConfig(condmod.ModulatorConfig):
     """Options of `adaln_zero`."""
 
-    parts: Annotated[int, Field(ge=1, le=16)] = 2
+    parts: Parts = 2
     """How many sublayers one projection serves; DiT has 2, attention and feed-forward."""
-    eps: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-6
+    eps: Eps = 1e-6
     """Added to the variance."""
     init: Literal["published", "identity"] = "published"
     """Zero as in DiT (every branch closed), or gates at 1 (x + f(norm(x)) at the start)."""
@@ -48,22 +40,20 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
 
     name = "adaln_zero"
     Config = AdaLNZeroConfig
-    kinds = frozenset({"global", "aligned"})
+    kinds = frozenset({"global", "aligned", "rows"})
+    enter = enter_normed
+    exit = exit_gated
 
     def __init__(self, config: AdaLNZeroConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
         self.parts = config.parts
+        self.norm = normalisation("layer", site.features, site.channel_dim, eps=config.eps)
         self.proj = blank_linear(self.condition_dim, 3 * config.parts * site.features)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set every parameter as at the start; nothing is random."""
-        nn.init.zeros_(self.proj.weight)
-        nn.init.zeros_(self.proj.bias)
-        if self.config.init == "identity":
-            start = torch.zeros(self.parts, 3, self.site.features)
-            start[:, 2] = 1.0
-            fill(self.proj.bias, start.flatten())
+        reset_constant(self.proj, (0, 0, self.config.init == "identity") * self.parts)
 
     def prepare(self, condition: condmod.Condition) -> Tensor:
         """What the projection reads."""
@@ -71,35 +61,8 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
 
     def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
         """The projection's output as one modulation for each part."""
-        chunks = projected.chunk(3 * self.parts, dim=-1)
-        return tuple(
-            ScaleShiftGate(scale=scale, shift=shift, gate=gate)
-            for shift, scale, gate in zip(chunks[0::3], chunks[1::3], chunks[2::3], strict=True)
-        )
+        return split(projected, self.parts)
 
     def generate(self, condition: condmod.Condition) -> tuple[ScaleShiftGate, ...]:
         """One modulation for each part, leaves (B, C) or (B, *positions, C)."""
-        return self.unpack(self.proj(self.prepare(condition)))
-
-    def enter(
-        self,
-        x: Tensor,
-        modulation: ScaleShiftGate,
-        sublayer: condmod.Sublayer | None,  # noqa: ARG002
-    ) -> Tensor:
-        """(1 + scale)·LN(x) + shift."""
-        dim = self.site.channel_dim
-        affine = (modulation.scale, modulation.shift)
-        return featurewise_affine(
-            layer_norm(x, dim, self.config.eps), affine, dim, where=self.where
-        )
-
-    def exit(
-        self,
-        x: Tensor,
-        y: Tensor,
-        modulation: ScaleShiftGate,
-        sublayer: condmod.Sublayer | None,  # noqa: ARG002
-    ) -> Tensor:
-        """X plus the gated output of the sublayer."""
-        return gated_residual(x, y, modulation.gate, self.site.channel_dim, where=self.where)
+        return condmod.generate_linear(self, condition)

@@ -1,0 +1,155 @@
+"""Parameters from a published layout into a component's own, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condmod.bank import Bank
+from condmod.build import SpecLike, configure
+from condmod.codec import Codec, Layout, Shares
+from condmod.component import Component
+from condmod.config import ComponentConfig
+from condmod.errors import CodecError
+from condmod.registry import Registry, active_registry
+from condmod.spec import nearest, show
+
+
+def convert(
+    component: Component[Any, Any] | Bank | SpecLike,
+    source: str,
+    state_dict: Mapping[str, Tensor],
+    *,
+    inverse: bool = False,
+    registry: Registry | None = None,
+) -> dict[str, Tensor]:
+    """Move parameters from a published layout into ours, or back; no value changes.
+
+    Args:
+        component: a modulator, whose shapes are then checked too, or its spec; or a bank, whose
+            sites the source's keys then begin with, as in "blocks.0.adaLN_modulation.1.weight".
+        source: a name that the component has a codec for, as in "dit"; `condmod show NAME` lists
+            them.
+        state_dict: exactly the parameters of the component, by the source's keys; by ours where
+            `inverse`.
+        inverse: from ours to the source's.
+        registry: where the component's plugin is looked up.
+
+    Returns:
+        A state dict for `load_state_dict(..., strict=True)`.
+
+    Raises:
+        CodecError: the source is unknown or reads an option otherwise, keys are missing or
+            surplus (all are listed), or a shape does not fit.
+    """
+    registry = active_registry() if registry is None else registry
+    config = _config(component, registry)
+    codec = _find(config, source, registry)
+    where = component.where() if isinstance(component, Component) else config.component_name()
+    shapes = _shapes(component)
+    ways = [
+        (layout.ours, layout.theirs) if inverse else (layout.theirs, layout.ours)
+        for layout in _layouts(codec, config, component)
+    ]
+    _check_keys(where, [key for given, _ in ways for key in given], state_dict, source, inverse)
+    converted: dict[str, Tensor] = {}
+    for given, wanted in ways:
+        shares = _split(where, given, state_dict)
+        for key, names in wanted.items():
+            parts = [shares[name] for name in names]
+            converted[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        came = ", ".join(f"{key} {tuple(state_dict[key].shape)}" for key in given)
+        for key in given if inverse else wanted:
+            value = state_dict[key] if inverse else converted[key]
+            if key in shapes and value.shape != shapes[key]:
+                raise CodecError(f"{where}: {key} is {tuple(shapes[key])} here; got {came}")
+    return converted
+
+
+def _config(component: Any, registry: Registry) -> ComponentConfig:
+    if isinstance(component, Component | Bank):
+        config: ComponentConfig = component.config
+        return config
+    return configure(component, role="modulator", registry=registry)
+
+
+def _find(config: ComponentConfig, source: str, registry: Registry) -> Codec:
+    name = config.component_name()
+    known = {codec.source: codec for codec in registry.codecs(name)}
+    if source not in known:
+        listed = f"; it has {', '.join(known)}" if known else ": it has none"
+        raise CodecError(f"{name} has no codec for {source!r}{nearest(source, known) or listed}")
+    for option, value in known[source].requires.items():
+        if (held := getattr(config, option)) != value:
+            raise CodecError(
+                f"{config} reads {source}'s parameters otherwise: its codec is for "
+                f"{option}={show(value)}, not {option}={show(held)}"
+            )
+    return known[source]
+
+
+def _layouts(codec: Codec, config: ComponentConfig, component: Any) -> Iterator[Layout]:
+    """Every layout; of a bank those of each site, of all sites joined, and of what they share."""
+    if not isinstance(component, Bank):
+        yield from codec.layout(config)
+        yield from codec.joined(config)
+        return
+    for layout in codec.shared(config):
+        yield Layout({f"shared.{key}": names for key, names in layout.ours.items()}, layout.theirs)
+    for layout in codec.joined(config):
+        ours, theirs = {}, {}
+        for name in component:
+            for key, names in layout.ours.items():
+                ours[f"{component.prefix(name)}.{key}"] = [f"{name} {share}" for share in names]
+        for key, names in layout.theirs.items():
+            theirs[key] = [f"{name} {share}" for name in component for share in names]
+        yield Layout(ours, theirs)
+    for name in component:
+        for layout in codec.layout(config):
+            yield Layout(
+                {f"{component.prefix(name)}.{key}": names for key, names in layout.ours.items()},
+                {f"{name}.{key}": names for key, names in layout.theirs.items()},
+            )
+
+
+def _check_keys(
+    where: str, keys: Sequence[str], state_dict: Mapping[str, Tensor], source: str, inverse: bool
+) -> None:
+    found = [
+        f"{what}: {', '.join(sorted(names))}"
+        for what, names in (
+            ("missing", set(keys) - set(state_dict)),
+            ("unknown", set(state_dict) - set(keys)),
+        )
+        if names
+    ]
+    if found:
+        side = f"of condmod, to be laid out as {source}'s" if inverse else f"as {source} has them"
+        raise CodecError(f"{where}: these are not its parameters {side}; {'; '.join(found)}")
+
+
+def _split(where: str, given: Shares, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The shares of the rows, by name, all of one shape."""
+    shares: dict[str, Tensor] = {}
+    for key, names in given.items():
+        value = state_dict[key]
+        if len(names) > 1 and (value.ndim == 0 or value.shape[0] % len(names)):
+            raise CodecError(
+                f"{where}: the rows of {key} {tuple(value.shape)} are no {len(names)} equal "
+                f"shares ({', '.join(names)})"
+            )
+        parts = (value,) if len(names) == 1 else value.chunk(len(names))
+        shares.update(zip(names, parts, strict=True))
+    if len({part.shape for part in shares.values()}) > 1:
+        listed = ", ".join(f"{name} {tuple(part.shape)}" for name, part in shares.items())
+        raise CodecError(f"{where}: the shares of {', '.join(given)} differ in shape: {listed}")
+    return shares
+
+
+def _shapes(component: Any) -> dict[str, torch.Size]:
+    if not isinstance(component, Component | Bank):
+        return {}
+    return {key: value.shape for key, value in component.state_dict().items()}

@@ -1,0 +1,85 @@
+"""The passes over the features, and what generators share.
+
+Shapes: B batch, C features, D condition, R rows of a table.
+
+A modulation's leaf is (B, C) for a global condition, (B, *positions, C) for an aligned one, or
+Indexed for a table of rows, always with C last; features have C at `channel_dim`, 1 or -1.
+Half-precision features are modulated in float32 and rounded once, so `1 + scale` keeps small
+scales.
+"""
+
+from condmod.functional.generators import (
+    blank_linear,
+    fill,
+    low_rank,
+    mlp,
+    reset_chunks,
+    reset_constant,
+    reset_linears,
+)
+from condmod.functional.norms import Affine, BatchNorm, Norm, NormKind, normalisation
+from condmod.functional.parts import (
+    Activation,
+    Gate,
+    GateForm,
+    Indexed,
+    Leaf,
+    Scale,
+    ScaleForm,
+    ScaleGate,
+    ScaleShift,
+    ScaleShiftGate,
+    Shift,
+    activation,
+    read,
+)
+from condmod.functional.passes import (
+    Pass,
+    add_shift,
+    align,
+    featurewise_affine,
+    featurewise_scale,
+    gated_residual,
+    in_layout_of,
+    layer_norm,
+    same_shape,
+    widened,
+)
+
+__all__ = [
+    "Activation",
+    "Affine",
+    "BatchNorm",
+    "Gate",
+    "GateForm",
+    "Indexed",
+    "Leaf",
+    "Norm",
+    "NormKind",
+    "Pass",
+    "Scale",
+    "ScaleForm",
+    "ScaleGate",
+    "ScaleShift",
+    "ScaleShiftGate",
+    "Shift",
+    "activation",
+    "add_shift",
+    "align",
+    "blank_linear",
+    "featurewise_affine",
+    "featurewise_scale",
+    "fill",
+    "gated_residual",
+    "in_layout_of",
+    "layer_norm",
+    "low_rank",
+    "mlp",
+    "normalisation",
+    "read",
+    "reset_chunks",
+    "reset_constant",
+    "reset_linears",
+    "same_shape",
+    "widened",
+]

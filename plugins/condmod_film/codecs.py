@@ -1,0 +1,45 @@
+"""Where published checkpoints keep the parameters of this family."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from condmod.codec import Codec, Layout, linear, same
+
+SCALE_SHIFT = ("scale", "shift")
+
+
+def decoder(_: Any) -> Sequence[Layout]:
+    """ethanjperez/film's generator: one Linear for all blocks, [γ, β] of each in turn."""
+    return linear({"proj": SCALE_SHIFT}, {"decoder_linear": SCALE_SHIFT})
+
+
+def statistics(_: Any) -> Sequence[Layout]:
+    """The batch norm of a block of ethanjperez/film."""
+    leaves = ("running_mean", "running_var", "num_batches_tracked")
+    return [same(f"norm.{leaf}", f"bn1.{leaf}") for leaf in leaves]
+
+
+CODECS = [
+    Codec(
+        "film",
+        "textbook",
+        lambda _: linear({"proj": SCALE_SHIFT}, {"fc_gamma": ("scale",), "fc_beta": ("shift",)}),
+        requires={"scale": "raw", "hidden": ()},
+    ),
+    Codec("film", "film", joined=decoder, requires={"scale": "one_plus", "hidden": ()}),
+    Codec("film_block", "film", statistics, joined=decoder, requires={"scale": "one_plus"}),
+    Codec(
+        "dense_film",
+        "edge",
+        lambda _: linear({"proj": SCALE_SHIFT}, {"block.1": SCALE_SHIFT}),
+        requires={"scale": "one_plus", "hidden": ()},
+    ),
+    Codec(
+        "t5_film",
+        "diffusers",
+        lambda _: [
+            *linear({"proj": SCALE_SHIFT}, {"film.scale_bias": SCALE_SHIFT}, bias=False),
+            same("norm.weight", "layer_norm.weight"),
+        ],
+    ),
+]

@@ -1,0 +1,140 @@
+"""Parameters move between a published layout and ours; nothing is guessed and nothing changes."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import condmod
+from condmod import CodecError, Site, convert, create, create_bank
+
+
+class Textbook(nn.Module):
+    """FiLM as everybody writes it."""
+
+    def __init__(self, features: int, condition_dim: int) -> None:
+        super().__init__()
+        self.fc_gamma = nn.Linear(condition_dim, features)
+        self.fc_beta = nn.Linear(condition_dim, features)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.fc_gamma(c)[:, None] * x + self.fc_beta(c)[:, None]
+
+
+@pytest.fixture
+def textbook() -> Textbook:
+    torch.manual_seed(0)
+    return Textbook(6, 4)
+
+
+def refused(words: str):
+    return pytest.raises(CodecError, match=f"^{re.escape(words)}$")
+
+
+def test_a_handwritten_layer_moves_over_and_computes_the_same(textbook):
+    film = create("film", features=6, condition_dim=4)
+    film.load_state_dict(convert(film, "textbook", textbook.state_dict()))
+    x, c = torch.randn(2, 5, 6), torch.randn(2, 4)
+    torch.testing.assert_close(film(x, c), textbook(x, c))
+
+
+@pytest.mark.parametrize("component", ["film", {"name": "film"}, condmod.configure("film")])
+def test_a_spec_converts_as_the_built_component_does(textbook, component):
+    built = create("film", features=6, condition_dim=4)
+    theirs = textbook.state_dict()
+    for key, value in convert(component, "textbook", theirs).items():
+        assert torch.equal(value, convert(built, "textbook", theirs)[key])
+
+
+def test_there_and_back_is_bit_for_bit_the_same(textbook):
+    theirs = textbook.state_dict()
+    ours = convert("film", "textbook", theirs)
+    again = convert("film", "textbook", ours, inverse=True)
+    assert again.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert torch.equal(again[key], value)
+
+
+def test_a_bank_takes_the_keys_of_every_site(textbook):
+    sites = {"blocks.0": Site(6, 4), "blocks.1": Site(6, 4)}
+    bank = create_bank("film", sites)
+    theirs = {
+        f"{site}.{key}": value for site in sites for key, value in textbook.state_dict().items()
+    }
+    bank.load_state_dict(convert(bank, "textbook", theirs))
+    x, c = torch.randn(2, 5, 6), torch.randn(2, 4)
+    assert torch.equal(bank["blocks.0"](x, c), bank["blocks.1"](x, c))
+    torch.testing.assert_close(bank["blocks.1"](x, c), textbook(x, c))
+    back = convert(bank, "textbook", bank.state_dict(), inverse=True)
+    assert back.keys() == theirs.keys()
+
+
+def test_missing_and_unknown_keys_are_all_listed(textbook):
+    theirs = textbook.state_dict()
+    theirs["fc_delta.bias"] = theirs.pop("fc_beta.bias")
+    theirs["fc_delta.weight"] = theirs.pop("fc_beta.weight")
+    film = create("film", features=6, condition_dim=4, name="blocks.3")
+    with refused(
+        "film at 'blocks.3': these are not its parameters as textbook has them; missing: "
+        "fc_beta.bias, fc_beta.weight; unknown: fc_delta.bias, fc_delta.weight"
+    ):
+        convert(film, "textbook", theirs)
+    with refused(
+        "film: these are not its parameters of condmod, to be laid out as textbook's; missing: "
+        "proj.bias, proj.weight; unknown: fc_delta.bias, fc_delta.weight, fc_gamma.bias, "
+        "fc_gamma.weight"
+    ):
+        convert("film", "textbook", theirs, inverse=True)
+
+
+def test_parameters_of_another_size_are_refused_with_both_shapes(textbook):
+    film = create("film", features=8, condition_dim=4, name="blocks.3")
+    with refused(
+        "film at 'blocks.3': proj.weight is (16, 4) here; got fc_gamma.weight (6, 4), "
+        "fc_beta.weight (6, 4)"
+    ):
+        convert(film, "textbook", textbook.state_dict())
+    with refused("film at 'blocks.3': proj.weight is (16, 4) here; got proj.weight (12, 4)"):
+        convert(film, "textbook", convert("film", "textbook", textbook.state_dict()), inverse=True)
+
+
+def test_shares_of_unlike_shapes_are_refused(textbook):
+    theirs = textbook.state_dict()
+    theirs["fc_beta.weight"] = theirs["fc_beta.weight"][:3]
+    with refused(
+        "film: the shares of fc_gamma.weight, fc_beta.weight differ in shape: scale (6, 4), "
+        "shift (3, 4)"
+    ):
+        convert("film", "textbook", theirs)
+
+
+def test_rows_that_do_not_split_are_refused():
+    with refused(
+        "dense_film: the rows of block.1.weight (7, 4) are no 2 equal shares (scale, shift)"
+    ):
+        convert(
+            "dense_film",
+            "edge",
+            {"block.1.weight": torch.ones(7, 4), "block.1.bias": torch.ones(7)},
+        )
+
+
+def test_an_option_that_the_source_reads_otherwise_is_refused(textbook):
+    with refused(
+        "film(scale='exp') reads textbook's parameters otherwise: its codec is for scale='raw', "
+        "not scale='exp'"
+    ):
+        convert("film(scale='exp')", "textbook", textbook.state_dict())
+
+
+def test_an_unknown_source_names_what_there_is():
+    with refused("film has no codec for 'text_book'; did you mean 'textbook'?"):
+        convert("film", "text_book", {})
+    with refused("none has no codec for 'dit': it has none"):
+        convert("none", "dit", {})
+
+
+def test_the_catalogue_tells_the_sources():
+    assert "textbook" in condmod.describe("film").sources
+    assert condmod.describe("none").sources == ()
