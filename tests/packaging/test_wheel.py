@@ -63,15 +63,17 @@ names = condmod.list_modulators() + condmod.list_encoders()
 print(json.dumps({name: describe(name).entry.file for name in names}))
 """
     files = json.loads(run(python, "-c", code, cwd=tmp_path))
-    assert len(files) == 16
+    assert len(files) == 52
     for file in files.values():
         assert not Path(file).is_relative_to(ROOT / "plugins"), f"{file} is a source, not the wheel"
 
 
 def test_the_wheel_passes_the_conformance_laws(python, tmp_path):
+    """Every component equals its reference; one of each kind keeps every law."""
     shutil.copytree(ROOT / "tests" / "laws", tmp_path / "laws")
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
     command = [python, "-m", "pytest", "-q", "laws/test_laws.py", "-p", "no:cacheprovider"]
+    command += ["-k", "reference or film-last or wan-last or timestep"]
     out = run(*command, cwd=tmp_path)
     assert " passed" in out
 
