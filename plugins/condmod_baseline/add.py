@@ -41,6 +41,7 @@ class Add(condmod.Modulator[AddConfig, Shift]):
     name = "add"
     Config = AddConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: AddConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -62,10 +63,6 @@ class Add(condmod.Modulator[AddConfig, Shift]):
     def unpack(self, projected: Tensor) -> Shift:
         """The projection's output as a shift."""
         return Shift(projected)
-
-    def generate(self, condition: condmod.Condition) -> Shift:
-        """The shift, (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: Shift) -> Tensor:
         """The features plus the shift."""

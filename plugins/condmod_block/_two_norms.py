@@ -1,7 +1,7 @@
 """What Lumina and Z-Image share: RMS norms before and behind each of a block's sublayers."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -75,3 +75,33 @@ class TwoNorms(nn.Module):
         return gated_residual(
             x, y, part.gate, self.channel_dim, form="tanh", norm=norm, where=where
         )
+
+
+class Normed(Protocol):
+    """A modulator that holds the norms."""
+
+    norms: TwoNorms
+
+    def where(self) -> str:
+        """What errors call it."""
+
+
+def enter_two_norms(
+    self: Normed,
+    x: Tensor,
+    modulation: Part,
+    sublayer: condmod.Sublayer | None,  # noqa: ARG001
+) -> Tensor:
+    """(1 + scale)·RMS(x)."""
+    return self.norms.enter(x, modulation, self.where)
+
+
+def exit_two_norms(
+    self: Normed,
+    x: Tensor,
+    y: Tensor,
+    modulation: Part,
+    sublayer: condmod.Sublayer | None,  # noqa: ARG001
+) -> Tensor:
+    """X plus the normed and gated output of the sublayer."""
+    return self.norms.exit(x, y, modulation, self.where)

@@ -41,6 +41,7 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
     name = "adaln_zero"
     Config = AdaLNZeroConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
 
@@ -62,7 +63,3 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
     def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
         """The projection's output as one modulation for each part."""
         return split(projected, self.parts)
-
-    def generate(self, condition: condmod.Condition) -> tuple[ScaleShiftGate, ...]:
-        """One modulation for each part, leaves (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)

@@ -35,6 +35,7 @@ class AdaptiveLayerScale(condmod.SublayerModulator[AdaptiveLayerScaleConfig, Gat
     name = "adaptive_layer_scale"
     Config = AdaptiveLayerScaleConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: AdaptiveLayerScaleConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -52,10 +53,6 @@ class AdaptiveLayerScale(condmod.SublayerModulator[AdaptiveLayerScaleConfig, Gat
     def unpack(self, projected: Tensor) -> tuple[Gate]:
         """The projection's output as the one part's gate."""
         return (Gate(projected),)
-
-    def generate(self, condition: condmod.Condition) -> tuple[Gate]:
-        """The one part's gate, (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def enter(
         self,

@@ -45,6 +45,7 @@ class CogVideoX(condmod.SublayerModulator[CogVideoXConfig, ScaleShiftGate]):
     kinds = frozenset({"global", "aligned", "rows"})
     site_params = True
     parts = 2
+    generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
 
@@ -67,7 +68,3 @@ class CogVideoX(condmod.SublayerModulator[CogVideoXConfig, ScaleShiftGate]):
     def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
         """The projection's output as modulations of video and text."""
         return split(projected, self.parts)
-
-    def generate(self, condition: condmod.Condition) -> tuple[ScaleShiftGate, ...]:
-        """Modulations of video and text, leaves (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)

@@ -43,6 +43,7 @@ class CogView3(condmod.SublayerModulator[CogView3Config, ScaleShiftGate]):
     Config = CogView3Config
     kinds = frozenset({"global", "aligned", "rows"})
     parts = 4
+    generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
 
@@ -63,7 +64,3 @@ class CogView3(condmod.SublayerModulator[CogView3Config, ScaleShiftGate]):
     def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
         """The projection's output as one modulation for each part."""
         return split(projected, self.parts)
-
-    def generate(self, condition: condmod.Condition) -> tuple[ScaleShiftGate, ...]:
-        """One modulation for each part, leaves (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)

@@ -44,6 +44,7 @@ class MMDiT(condmod.SublayerModulator[MMDiTConfig, ScaleShiftGate]):
     aliases = ("flux",)
     Config = MMDiTConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
 
@@ -67,7 +68,3 @@ class MMDiT(condmod.SublayerModulator[MMDiTConfig, ScaleShiftGate]):
     def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
         """The projection's output as one modulation for each part."""
         return split(projected, self.parts)
-
-    def generate(self, condition: condmod.Condition) -> tuple[ScaleShiftGate, ...]:
-        """One modulation for each part, leaves (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)

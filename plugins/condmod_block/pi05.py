@@ -41,6 +41,7 @@ class Pi05(condmod.SublayerModulator[Pi05Config, ScaleShiftGate]):
     name = "pi05"
     Config = Pi05Config
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
 
@@ -61,7 +62,3 @@ class Pi05(condmod.SublayerModulator[Pi05Config, ScaleShiftGate]):
     def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate]:
         """The projection's output as the one part's modulation."""
         return (ScaleShiftGate(*projected.chunk(3, dim=-1)),)
-
-    def generate(self, condition: condmod.Condition) -> tuple[ScaleShiftGate]:
-        """The one part's modulation, leaves (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)

@@ -43,6 +43,7 @@ class SD35(condmod.SublayerModulator[SD35Config, ScaleShiftGate]):
     kinds = frozenset({"global", "aligned", "rows"})
     parts = 3
     reads = (0, 0, 2)
+    generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
 
@@ -66,7 +67,3 @@ class SD35(condmod.SublayerModulator[SD35Config, ScaleShiftGate]):
         """The projection's output as modulations of both attentions and the feed-forward."""
         attention, feed_forward, second_attention = split(projected, self.parts)
         return attention, second_attention, feed_forward
-
-    def generate(self, condition: condmod.Condition) -> tuple[ScaleShiftGate, ...]:
-        """One modulation for each part, leaves (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)

@@ -8,7 +8,13 @@ from torch import Tensor
 import condmod
 from condmod.functional import blank_linear
 from condmod_block._around import Eps
-from condmod_block._two_norms import Part, TwoNorms, parts_of
+from condmod_block._two_norms import (
+    Part,
+    TwoNorms,
+    enter_two_norms,
+    exit_two_norms,
+    parts_of,
+)
 
 
 class ZImageConfig(condmod.ModulatorConfig):
@@ -44,6 +50,9 @@ class ZImage(condmod.SublayerModulator[ZImageConfig, Part]):
     Config = ZImageConfig
     kinds = frozenset({"global", "aligned", "rows"})
     site_params = True
+    generate = condmod.generate_linear
+    enter = enter_two_norms
+    exit = exit_two_norms
 
     def __init__(self, config: ZImageConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -64,26 +73,3 @@ class ZImage(condmod.SublayerModulator[ZImageConfig, Part]):
     def unpack(self, projected: Tensor) -> tuple[Part, ...]:
         """The projection's output as one modulation for each part."""
         return parts_of(projected, self.parts)
-
-    def generate(self, condition: condmod.Condition) -> tuple[Part, ...]:
-        """One modulation for each part, leaves (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
-
-    def enter(
-        self,
-        x: Tensor,
-        modulation: Part,
-        sublayer: condmod.Sublayer | None,  # noqa: ARG002
-    ) -> Tensor:
-        """(1 + scale)·RMS(x)."""
-        return self.norms.enter(x, modulation, self.where)
-
-    def exit(
-        self,
-        x: Tensor,
-        y: Tensor,
-        modulation: Part,
-        sublayer: condmod.Sublayer | None,  # noqa: ARG002
-    ) -> Tensor:
-        """X plus the normed and gated output of the sublayer."""
-        return self.norms.exit(x, y, modulation, self.where)

@@ -47,6 +47,7 @@ class AudioFilm(condmod.Modulator[AudioFilmConfig, ScaleShift]):
     name = "audio_film"
     Config = AudioFilmConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: AudioFilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -73,10 +74,6 @@ class AudioFilm(condmod.Modulator[AudioFilmConfig, ScaleShift]):
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""
         return ScaleShift(*projected.chunk(2, dim=-1))
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """γ·BN(x) + β."""

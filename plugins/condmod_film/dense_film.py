@@ -64,6 +64,7 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
     name = "dense_film"
     Config = DenseFilmConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: DenseFilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -91,10 +92,6 @@ class DenseFilm(condmod.Modulator[DenseFilmConfig, ScaleShift]):
         """The projection's output as scale and shift."""
         scale, shift = projected.chunk(2, dim=-1)
         return ScaleShift(scale, shift)
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + s)·x + t, and x once more as residual."""

@@ -45,6 +45,7 @@ class DiffusionPolicyFilm(condmod.Modulator[DiffusionPolicyFilmConfig, Shift | S
     name = "diffusion_policy_film"
     Config = DiffusionPolicyFilmConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: DiffusionPolicyFilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -67,10 +68,6 @@ class DiffusionPolicyFilm(condmod.Modulator[DiffusionPolicyFilmConfig, Shift | S
         if not self.config.cond_predict_scale:
             return Shift(projected)
         return ScaleShift(*projected.chunk(2, dim=-1))
-
-    def generate(self, condition: condmod.Condition) -> Shift | ScaleShift:
-        """The shift, or scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: Shift | ScaleShift) -> Tensor:
         """X + t, or s·x + t."""

@@ -58,6 +58,7 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
     name = "film"
     Config = FilmConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: FilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -82,10 +83,6 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
         """The projection's output as scale and shift."""
         scale, shift = projected.chunk(2, dim=-1)
         return ScaleShift(scale, shift)
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """γ·x + β."""

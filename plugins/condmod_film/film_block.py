@@ -57,6 +57,7 @@ class FilmBlock(condmod.SublayerModulator[FilmBlockConfig, ScaleShift]):
     name = "film_block"
     Config = FilmBlockConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: FilmBlockConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -79,10 +80,6 @@ class FilmBlock(condmod.SublayerModulator[FilmBlockConfig, ScaleShift]):
     def unpack(self, projected: Tensor) -> tuple[ScaleShift, ...]:
         """The projection's output as the modulation of the one part."""
         return (ScaleShift(*projected.chunk(2, dim=-1)),)
-
-    def generate(self, condition: condmod.Condition) -> tuple[ScaleShift, ...]:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def enter(
         self,

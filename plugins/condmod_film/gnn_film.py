@@ -46,6 +46,7 @@ class GnnFilm(condmod.Modulator[GnnFilmConfig, ScaleShift]):
     name = "gnn_film"
     Config = GnnFilmConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: GnnFilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -67,10 +68,6 @@ class GnnFilm(condmod.Modulator[GnnFilmConfig, ScaleShift]):
         """The projection's output as scale and shift."""
         shift, scale = projected.chunk(2, dim=-1)
         return ScaleShift(scale, shift)
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C), (B, *positions, C) or rows with their index."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """relu(γ·x + β); a ReLU of what was rounded is the rounded ReLU."""

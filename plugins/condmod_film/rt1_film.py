@@ -31,6 +31,7 @@ class Rt1Film(condmod.Modulator[Rt1FilmConfig, ScaleShift]):
     name = "rt1_film"
     Config = Rt1FilmConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: Rt1FilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -48,10 +49,6 @@ class Rt1Film(condmod.Modulator[Rt1FilmConfig, ScaleShift]):
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""
         return ScaleShift(*projected.chunk(2, dim=-1))
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + s)·x + t."""

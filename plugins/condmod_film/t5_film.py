@@ -47,6 +47,7 @@ class T5Film(condmod.Modulator[T5FilmConfig, ScaleShift]):
     Config = T5FilmConfig
     kinds = frozenset({"global", "aligned", "rows"})
     site_params = True
+    generate = condmod.generate_linear
 
     def __init__(self, config: T5FilmConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -70,10 +71,6 @@ class T5Film(condmod.Modulator[T5FilmConfig, ScaleShift]):
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""
         return ScaleShift(*projected.chunk(2, dim=-1))
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + s)·RMS(x) + t."""

@@ -54,6 +54,7 @@ class AdaGroupNorm(condmod.Modulator[AdaGroupNormConfig, ScaleShift | Shift]):
     Config = AdaGroupNormConfig
     kinds = frozenset({"global", "aligned", "rows"})
     site_params = True
+    generate = condmod.generate_linear
 
     def __init__(self, config: AdaGroupNormConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -86,10 +87,6 @@ class AdaGroupNorm(condmod.Modulator[AdaGroupNormConfig, ScaleShift | Shift]):
         if self.config.use_scale_shift_norm:
             return ScaleShift(*projected.chunk(2, dim=-1))
         return Shift(projected)
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift | Shift:
-        """Scale and shift, or a shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift | Shift) -> Tensor:
         """(1 + scale)·GN(x) + shift, or GN(x + shift)."""

@@ -51,6 +51,7 @@ class AdaGroupNormDiffusers(condmod.Modulator[AdaGroupNormDiffusersConfig, Scale
     name = "ada_group_norm_diffusers"
     Config = AdaGroupNormDiffusersConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: AdaGroupNormDiffusersConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -80,10 +81,6 @@ class AdaGroupNormDiffusers(condmod.Modulator[AdaGroupNormDiffusersConfig, Scale
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""
         return ScaleShift(*projected.chunk(2, dim=-1))
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + scale)·GN(x) + shift."""

@@ -44,6 +44,7 @@ class AdaGroupNormKDiffusion(condmod.Modulator[AdaGroupNormKDiffusionConfig, Sca
     name = "ada_group_norm_k_diffusion"
     Config = AdaGroupNormKDiffusionConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: AdaGroupNormKDiffusionConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -72,10 +73,6 @@ class AdaGroupNormKDiffusion(condmod.Modulator[AdaGroupNormKDiffusionConfig, Sca
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""
         return ScaleShift(*projected.chunk(2, dim=-1))
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + scale)·GN(x) + shift."""

@@ -46,6 +46,7 @@ class AdaRMSNorm(condmod.Modulator[AdaRMSNormConfig, Scale]):
     name = "ada_rms_norm"
     Config = AdaRMSNormConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: AdaRMSNormConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -64,10 +65,6 @@ class AdaRMSNorm(condmod.Modulator[AdaRMSNormConfig, Scale]):
     def unpack(self, projected: Tensor) -> Scale:
         """The projection's output as scale."""
         return Scale(projected)
-
-    def generate(self, condition: condmod.Condition) -> Scale:
-        """Scale, (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: Scale) -> Tensor:
         """(1 + scale)·norm(x)."""

@@ -44,6 +44,7 @@ class AdaIN1d(condmod.Modulator[AdaIN1dConfig, ScaleShift]):
     name = "adain1d"
     Config = AdaIN1dConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: AdaIN1dConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -64,10 +65,6 @@ class AdaIN1d(condmod.Modulator[AdaIN1dConfig, ScaleShift]):
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""
         return ScaleShift(*projected.chunk(2, dim=-1))
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + γ)·IN(x) + β."""

@@ -57,6 +57,7 @@ class AdaLN(condmod.Modulator[AdaLNConfig, ScaleShift | Scale]):
     name = "adaln"
     Config = AdaLNConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: AdaLNConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -90,10 +91,6 @@ class AdaLN(condmod.Modulator[AdaLNConfig, ScaleShift | Scale]):
         if self.config.order == "scale_shift":
             return ScaleShift(scale=first, shift=second)
         return ScaleShift(scale=second, shift=first)
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift | Scale:
-        """Scale and shift, or scale alone, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift | Scale) -> Tensor:
         """(1 + scale)·norm(x), and a shift where there is one."""

@@ -44,6 +44,7 @@ class BigGANBatchNorm(condmod.Modulator[BigGANBatchNormConfig, ScaleShift]):
     name = "biggan_batch_norm"
     Config = BigGANBatchNormConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    generate = condmod.generate_linear
 
     def __init__(self, config: BigGANBatchNormConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -75,10 +76,6 @@ class BigGANBatchNorm(condmod.Modulator[BigGANBatchNormConfig, ScaleShift]):
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""
         return ScaleShift(*projected.chunk(2, dim=-1))
-
-    def generate(self, condition: condmod.Condition) -> ScaleShift:
-        """Scale and shift, each (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:
         """(1 + W_g·c)·BN(x) + W_b·c."""

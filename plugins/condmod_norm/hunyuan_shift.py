@@ -39,6 +39,7 @@ class HunyuanShift(condmod.Modulator[HunyuanShiftConfig, Shift]):
     Config = HunyuanShiftConfig
     kinds = frozenset({"global", "aligned", "rows"})
     site_params = True
+    generate = condmod.generate_linear
 
     def __init__(self, config: HunyuanShiftConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
@@ -62,10 +63,6 @@ class HunyuanShift(condmod.Modulator[HunyuanShiftConfig, Shift]):
     def unpack(self, projected: Tensor) -> Shift:
         """The projection's output as shift."""
         return Shift(projected)
-
-    def generate(self, condition: condmod.Condition) -> Shift:
-        """Shift, (B, C) or (B, *positions, C)."""
-        return condmod.generate_linear(self, condition)
 
     def modulate(self, x: Tensor, modulation: Shift) -> Tensor:
         """LN(x) + shift."""
