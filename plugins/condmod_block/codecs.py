@@ -40,13 +40,32 @@ def cogvideox(_: Any) -> Sequence[Layout]:
     return [*linear({"proj": order}, {"linear": order}), *norms]
 
 
-def lumina(_: Any) -> Sequence[Layout]:
-    """A block of Lumina 2 in diffusers."""
+def two_norms(projection: str, **renamed: str) -> Any:
+    """A block of Lumina 2 or Z-Image: one projection, and a norm on both sides of each sublayer."""
     order = ("scale 0", "gate 0", "scale 1", "gate 1")
-    norms = {"attention_norm1": "norm1.norm", "attention_norm2": "norm2"}
-    norms |= {name: name for name in ("ffn_norm1", "ffn_norm2")}
-    weights = [same(f"norms.{ours}.weight", f"{theirs}.weight") for ours, theirs in norms.items()]
-    return [*linear({"proj": order}, {"norm1.linear": order}), *weights]
+    norms = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
+    return lambda _: [
+        *linear({"proj": order}, {projection: order}),
+        *(same(f"norms.{name}.weight", f"{renamed.get(name, name)}.weight") for name in norms),
+    ]
+
+
+def stable_audio(_: Any) -> Sequence[Layout]:
+    """A block of stable-audio-tools."""
+    return [
+        same("table", "to_scale_shift_gate"),
+        same("attention_norm.weight", "pre_norm.gamma"),
+        same("feed_forward_norm.weight", "ff_norm.gamma"),
+    ]
+
+
+def stable_audio_trunk(_: Any) -> Sequence[Layout]:
+    """What the blocks of stable-audio-tools share."""
+    return [
+        same(f"{ours}.{leaf}", f"global_cond_embedder.{number}.{leaf}")
+        for ours, number in (("hidden", 0), ("proj", 2))
+        for leaf in ("weight", "bias")
+    ]
 
 
 CODECS = [
@@ -58,7 +77,15 @@ CODECS = [
     rows("sd35", "diffusers", "linear", 3),
     rows("cogview3", "diffusers", "linear", 4),
     Codec("cogvideox", "diffusers", cogvideox),
-    Codec("lumina", "diffusers", lumina, requires={"parts": 2}),
+    Codec(
+        "lumina",
+        "diffusers",
+        two_norms("norm1.linear", attention_norm1="norm1.norm", attention_norm2="norm2"),
+        requires={"parts": 2},
+    ),
+    Codec("lumina", "lumina", two_norms("adaLN_modulation.1"), requires={"parts": 2}),
+    Codec("z_image", "diffusers", two_norms("adaLN_modulation.0"), requires={"parts": 2}),
+    Codec("stable_audio", "stable_audio_tools", stable_audio, shared=stable_audio_trunk),
     table("adaln_single", "pixart", "t_block.1"),
     table("adaln_single", "diffusers", "adaln_single.linear"),
     table("wan", "diffusers", "condition_embedder.time_proj"),

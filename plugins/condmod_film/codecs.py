@@ -13,6 +13,12 @@ def decoder(_: Any) -> Sequence[Layout]:
     return linear({"proj": SCALE_SHIFT}, {"decoder_linear": SCALE_SHIFT})
 
 
+def diffusion_policy(config: Any) -> Sequence[Layout]:
+    """The condition encoder of a residual block, in Diffusion Policy and LeRobot."""
+    shares = SCALE_SHIFT if config.cond_predict_scale else ("shift",)
+    return linear({"proj": shares}, {"cond_encoder.1": shares})
+
+
 def statistics(_: Any) -> Sequence[Layout]:
     """The batch norm of a block of ethanjperez/film."""
     leaves = ("running_mean", "running_var", "num_batches_tracked")
@@ -34,6 +40,7 @@ CODECS = [
         lambda _: linear({"proj": SCALE_SHIFT}, {"block.1": SCALE_SHIFT}),
         requires={"scale": "one_plus", "hidden": ()},
     ),
+    Codec("diffusion_policy_film", "diffusion_policy", diffusion_policy),
     Codec(
         "t5_film",
         "diffusers",

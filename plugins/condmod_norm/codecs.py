@@ -50,4 +50,14 @@ CODECS = [
             *(same(f"norm.{leaf}", f"norm.{leaf}") for leaf in ("weight", "bias")),
         ],
     ),
+    Codec(
+        "ada_rms_norm",
+        "x_transformers",
+        lambda _: linear({"proj": ("scale",)}, {"to_gamma": ("scale",)}, bias=False),
+    ),
+    Codec(
+        "ada_rms_norm",
+        "k_diffusion",
+        lambda _: linear({"proj": ("scale",)}, {"linear": ("scale",)}, bias=False),
+    ),
 ]

@@ -135,12 +135,45 @@ def dual(p, x, c, attention, second, feed_forward):
     return h + g3 * feed_forward(affine(norm(h), s3, m3))
 
 
-def lumina(p, x, c, attention, feed_forward):
-    scale1, gate1, scale2, gate2 = rows(p, "norm1.linear", F.silu(c), 4)
-    y = attention(rms(x, p, "norm1.norm", 1e-5) * (1 + scale1))
-    x = x + gate1.tanh() * rms(y, p, "norm2", 1e-5)
-    y = feed_forward(rms(x, p, "ffn_norm1", 1e-5) * (1 + scale2))
-    return x + gate2.tanh() * rms(y, p, "ffn_norm2", 1e-5)
+def two_norms(projection, norms, act):
+    def formula(p, x, c, *sublayers):
+        chunks = rows(p, projection, act(c), 4)
+        for part, f in enumerate(sublayers):
+            scale, gate = chunks[2 * part : 2 * part + 2]
+            y = f(rms(x, p, norms[2 * part], 1e-5) * (1 + scale))
+            x = x + gate.tanh() * rms(y, p, norms[2 * part + 1], 1e-5)
+        return x
+
+    return formula
+
+
+def stable_audio(p, x, c, *sublayers):
+    h = F.silu(F.linear(c, p[f"{TRUNK}.0.weight"], p[f"{TRUNK}.0.bias"]))
+    t = F.linear(h, p[f"{TRUNK}.2.weight"], p[f"{TRUNK}.2.bias"])
+    chunks = (p["to_scale_shift_gate"] + t)[:, None].chunk(6, -1)
+    for part, (f, gamma) in enumerate(zip(sublayers, ("pre_norm", "ff_norm"), strict=True)):
+        scale, shift, gate = chunks[3 * part : 3 * part + 3]
+        y = F.layer_norm(x, (C,), p[f"{gamma}.gamma"], eps=1e-5) * (1 + scale) + shift
+        x = x + (1 - gate).sigmoid() * f(y)
+    return x
+
+
+def rms_scaled(name):
+    def formula(p, x, c):
+        (scale,) = rows(p, name, c, 1)
+        return F.rms_norm(x, (C,), eps=1e-6) * (1 + scale)
+
+    return formula
+
+
+def policy(p, x, c):
+    scale, shift = rows(p, "cond_encoder.1", F.mish(c), 2)
+    return scale * x + shift
+
+
+def policy_shift(p, x, c):
+    (shift,) = rows(p, "cond_encoder.1", F.mish(c), 1)
+    return x + shift
 
 
 def single(trunk):
@@ -161,7 +194,9 @@ def vectors(*names, leaves=("weight", "bias")):
 
 BN = {**vectors("bn1", leaves=("running_mean", "running_var")), "bn1.num_batches_tracked": ()}
 GROUPS = "ada_group_norm(groups=4, use_scale_shift_norm={})"
-DIT, LUMINA = "adaLN_modulation.1", ("norm1.norm", "norm2", "ffn_norm1", "ffn_norm2")
+DIT, TRUNK = "adaLN_modulation.1", "global_cond_embedder"
+NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
+DIFFUSERS_NORMS = ("norm1.norm", "norm2", *NORMS[2:])
 SHIFT_SCALE, SCALE_SHIFT = ("shift", "scale"), ("scale", "shift")
 CASES = [
     Case("film", "textbook", {**lin("fc_gamma", 1), **lin("fc_beta", 1)}, textbook),
@@ -219,11 +254,39 @@ CASES = [
         {**lin("linear", 6), **vectors("norm")},
         around("linear", 2, eps=1e-5),
     ),
+    *(
+        Case(
+            spec,
+            source,
+            {**lin(projection, 4), **vectors(*norms, leaves=("weight",))},
+            two_norms(projection, norms, act),
+        )
+        for spec, source, projection, norms, act in (
+            ("lumina", "diffusers", "norm1.linear", DIFFUSERS_NORMS, F.silu),
+            ("lumina", "lumina", DIT, NORMS, F.silu),
+            ("z_image", "diffusers", "adaLN_modulation.0", NORMS, lambda c: c),
+        )
+    ),
     Case(
-        "lumina",
-        "diffusers",
-        {**lin("norm1.linear", 4), **vectors(*LUMINA, leaves=("weight",))},
-        lumina,
+        "stable_audio",
+        "stable_audio_tools",
+        {"to_scale_shift_gate": (6 * C,), "pre_norm.gamma": (C,), "ff_norm.gamma": (C,)},
+        stable_audio,
+        {
+            f"{TRUNK}.0.weight": (C, D),
+            f"{TRUNK}.0.bias": (C,),
+            f"{TRUNK}.2.weight": (6 * C, C),
+            f"{TRUNK}.2.bias": (6 * C,),
+        },
+    ),
+    Case("ada_rms_norm", "x_transformers", lin("to_gamma", 1, bias=False), rms_scaled("to_gamma")),
+    Case("ada_rms_norm", "k_diffusion", lin("linear", 1, bias=False), rms_scaled("linear")),
+    Case("diffusion_policy_film", "diffusion_policy", lin("cond_encoder.1", 1), policy_shift),
+    Case(
+        "diffusion_policy_film(cond_predict_scale=True)",
+        "diffusion_policy",
+        lin("cond_encoder.1", 2),
+        policy,
     ),
     *(
         Case(spec, source, {"scale_shift_table": shape}, single(trunk), lin(trunk, 6))
@@ -351,8 +414,10 @@ class Swapped:
         return " ".join([self.names.get(first, first), *rest])
 
 
-SWAPS = {"lumina": ("scale", "gate")}
-ONE_SHARE = {"hunyuan_shift", GROUPS.format(False)}
+SWAPS = dict.fromkeys(("lumina", "z_image"), ("scale", "gate"))
+# one share, or a table that both keep alike: there is nothing to change places
+ONE_SHARE = {"hunyuan_shift", GROUPS.format(False), "ada_rms_norm", "diffusion_policy_film"}
+ONE_SHARE |= {"stable_audio"}
 
 
 @pytest.mark.parametrize(
