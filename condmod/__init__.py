@@ -32,6 +32,7 @@ _HOME = {
     "Probability": "config",
     "Registry": "registry",
     "ShapeError": "errors",
+    "Shared": "site",
     "Signal": "site",
     "Site": "site",
     "SiteError": "errors",

@@ -47,7 +47,7 @@ from condmod.modulator import Modulator, Sublayer, SublayerModulator
 from condmod.owned import generate_owned, modulate_owned
 from condmod.parsing import parse
 from condmod.registry import Registry
-from condmod.site import Condition, Signal, Site, one_size
+from condmod.site import Condition, Shared, Signal, Site, one_size
 from condmod.spec import FrozenMapping, Spec
 
 __version__: str
@@ -79,6 +79,7 @@ __all__ = [
     "Probability",
     "Registry",
     "ShapeError",
+    "Shared",
     "Signal",
     "Site",
     "SiteError",

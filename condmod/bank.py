@@ -9,9 +9,9 @@ from torch import nn
 
 from condmod.component import Component
 from condmod.config import ModulatorConfig
-from condmod.errors import SiteError
+from condmod.errors import ShapeError, SiteError
 from condmod.linear import indexed
-from condmod.site import Condition, Site
+from condmod.site import Condition, Shared, Signal, Site
 from condmod.spec import nearest
 
 _RESERVED = frozenset(dir(nn.ModuleDict()))
@@ -58,8 +58,20 @@ class Bank(nn.Module):
         """The modulation of every site, by name; the shared part runs once."""
         if self.shared is None:
             return {name: self[name].generate(condition) for name in self}
-        shared = self.shared(self[self.names[0]].accept(condition))
+        shared = Shared(self.shared(self._accepted(condition)))
         return {name: indexed(self[name].generate(shared), condition) for name in self}
+
+    def _accepted(self, condition: Condition) -> Any:
+        """The condition as the first site takes it, and so as all of them do."""
+        accepted = self[self.names[0]].accept(condition)
+        rows = isinstance(condition, Signal) and condition.index is not None
+        ends = {self[name].site.channel_dim for name in self}
+        if accepted.ndim > 2 and not rows and len(ends) > 1:
+            raise ShapeError(
+                f"{self.config}: an aligned condition fits sites with their channels at one end; "
+                "this bank has sites of both"
+            )
+        return accepted
 
     def forward(self, condition: Condition) -> dict[str, Any]:
         """The same as `generate`."""

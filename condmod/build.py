@@ -158,6 +158,11 @@ def create_bank(
     from condmod.bank import Bank
     from condmod.site import Site
 
+    if not isinstance(sites, Mapping):
+        raise SiteError(
+            "the sites of a bank are Sites by name, as in {'blocks.0': Site(64, 128)}; "
+            f"got {type(sites).__name__}"
+        )
     for name, site in sites.items():
         if not isinstance(name, str) or not isinstance(site, Site):
             raise SiteError(f"the sites of a bank are Sites by name; got {name!r}: {site!r:.80}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from condmod.config import ComponentConfig, Kind, ModulatorConfig
 from condmod.errors import ConditionError, DefinitionError, ShapeError, SiteError
-from condmod.site import Condition, Signal, Site, is_bool
+from condmod.site import Condition, Shared, Signal, Site, is_bool
 
 ConfigT = TypeVar("ConfigT", bound=ModulatorConfig)
 ModulationT = TypeVar("ModulationT")
@@ -102,13 +102,27 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
     def shared(cls, config: ConfigT, sites: Sequence[Site]) -> nn.Module | None:  # noqa: ARG003
         """Build what a group of sites shares, a module with `reset_parameters`, or nothing.
 
-        It is given the condition as `accept` returns it, and `generate` its output.
+        It is given the condition as `accept` returns it; `generate` reads its output with
+        `received`.
         """
         return None
 
     @abstractmethod
     def generate(self, condition: Condition) -> ModulationT:
         """Turn a condition into a modulation; never sees the features."""
+
+    def received(self, condition: Any) -> Any:
+        """What `shared` made of the condition, as the bank hands it to `generate`.
+
+        Raises:
+            ConditionError: it is a condition, and not from a bank.
+        """
+        if not isinstance(condition, Shared):
+            raise ConditionError(
+                f"{self.where()} generates from what the sites of its bank share, not from a "
+                "condition: take its modulation from bank(condition), and call modulate or around"
+            )
+        return condition.value
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -129,6 +143,7 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
 
         Raises:
             ShapeError: says both shapes and the site; nothing broadcasts by chance.
+            ConditionError: they are on two devices.
         """
         dim = self.site.channel_dim
         fits = x.ndim > 1 and x.shape[dim] == self.site.features
@@ -142,6 +157,11 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
             if fits and (index is not None or value.ndim > 2):
                 places = value.movedim(dim, -1).shape[:-1] if index is None else index.shape
                 fits = places == x.movedim(dim, -1).shape[:-1]
+            if index is not None and index.device != value.device:
+                raise ConditionError(
+                    f"{self.where()}: Signal.index is on {index.device}, its rows are on "
+                    f"{value.device}; move one of them"
+                )
             if value.device != x.device:
                 raise ConditionError(
                     f"{self.where()}: the condition is on {value.device}, the features are on "

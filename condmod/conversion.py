@@ -17,6 +17,8 @@ from condmod.errors import CodecError
 from condmod.registry import Registry, active_registry
 from condmod.spec import nearest, show
 
+_SHOWN = 40  # keys of an error: a component's own, and not a whole model's
+
 
 def convert(
     component: Component[Any, Any] | Bank | SpecLike,
@@ -45,22 +47,27 @@ def convert(
         CodecError: the source is unknown or reads an option otherwise, keys are missing or
             surplus (all are listed), or a shape does not fit.
     """
+    if not isinstance(state_dict, Mapping):
+        raise CodecError(f"parameters come as a state dict; got {type(state_dict).__name__}")
     registry = active_registry() if registry is None else registry
     config = _config(component, registry)
     codec = _find(config, source, registry)
     where = component.where() if isinstance(component, Component) else config.component_name()
     shapes = _shapes(component)
+    layouts = list(_layouts(codec, config, component))
+    _check_codec(codec, layouts, shapes)
     ways = [
         (layout.ours, layout.theirs) if inverse else (layout.theirs, layout.ours)
-        for layout in _layouts(codec, config, component)
+        for layout in layouts
     ]
+    ways = [way for way in ways if not _left_out(way[0], state_dict)]
     _check_keys(where, [key for given, _ in ways for key in given], state_dict, source, inverse)
     converted: dict[str, Tensor] = {}
     for given, wanted in ways:
         shares = _split(where, given, state_dict)
         for key, names in wanted.items():
             parts = [shares[name] for name in names]
-            converted[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            converted[key] = parts[0].clone() if len(parts) == 1 else torch.cat(parts)
         came = ", ".join(f"{key} {tuple(state_dict[key].shape)}" for key in given)
         for key in given if inverse else wanted:
             value = state_dict[key] if inverse else converted[key]
@@ -115,14 +122,39 @@ def _layouts(codec: Codec, config: ComponentConfig, component: Any) -> Iterator[
             )
 
 
+def _check_codec(codec: Codec, layouts: Sequence[Layout], shapes: Mapping[str, torch.Size]) -> None:
+    """A codec names the same shares on both sides, and all parameters of a built component."""
+    wrong = []
+    for layout in layouts:
+        ours, theirs = (
+            sorted(share for names in side.values() for share in names)
+            for side in (layout.ours, layout.theirs)
+        )
+        if ours != theirs or len(set(ours)) < len(ours):
+            wrong.append(f"{', '.join(layout.ours)} has the shares {ours} here, {theirs} there")
+    keys = {key for layout in layouts for key in layout.ours}
+    if shapes and keys != set(shapes):
+        differing = sorted(keys ^ set(shapes))
+        wrong.append(f"its keys and the component's differ in {', '.join(differing)}")
+    if wrong:
+        raise CodecError(
+            f"the codec of {codec.component} for {codec.source!r} is wrong: {'; '.join(wrong)}"
+        )
+
+
+def _left_out(given: Shares, state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether it is a count of batches that old checkpoints lack, and torch fills in by itself."""
+    return all(key.endswith("num_batches_tracked") and key not in state_dict for key in given)
+
+
 def _check_keys(
     where: str, keys: Sequence[str], state_dict: Mapping[str, Tensor], source: str, inverse: bool
 ) -> None:
     found = [
-        f"{what}: {', '.join(sorted(names))}"
+        f"{what}: {_listed(sorted(names))}"
         for what, names in (
             ("missing", set(keys) - set(state_dict)),
-            ("unknown", set(state_dict) - set(keys)),
+            ("unknown", {str(key) for key in state_dict} - set(keys)),
         )
         if names
     ]
@@ -131,11 +163,19 @@ def _check_keys(
         raise CodecError(f"{where}: these are not its parameters {side}; {'; '.join(found)}")
 
 
+def _listed(names: Sequence[str]) -> str:
+    """All of them, or the first of very many."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
 def _split(where: str, given: Shares, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The shares of the rows, by name, all of one shape."""
     shares: dict[str, Tensor] = {}
     for key, names in given.items():
         value = state_dict[key]
+        if not isinstance(value, Tensor):
+            raise CodecError(f"{where}: {key} is a tensor; got {type(value).__name__}")
         if len(names) > 1 and (value.ndim == 0 or value.shape[0] % len(names)):
             raise CodecError(
                 f"{where}: the rows of {key} {tuple(value.shape)} are no {len(names)} equal "
@@ -146,6 +186,9 @@ def _split(where: str, given: Shares, state_dict: Mapping[str, Tensor]) -> dict[
     if len({part.shape for part in shares.values()}) > 1:
         listed = ", ".join(f"{name} {tuple(part.shape)}" for name, part in shares.items())
         raise CodecError(f"{where}: the shares of {', '.join(given)} differ in shape: {listed}")
+    if len({(part.dtype, part.device) for part in shares.values()}) > 1:
+        listed = ", ".join(f"{name} {part.dtype} on {part.device}" for name, part in shares.items())
+        raise CodecError(f"{where}: the shares of {', '.join(given)} differ in kind: {listed}")
     return shares
 
 

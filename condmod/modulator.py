@@ -40,7 +40,8 @@ class Modulator(Component[ConfigT, ModulationT]):
 
         Raises:
             ShapeError: the shapes of features and condition do not belong together.
-            ConditionError: the condition's content is wrong.
+            ConditionError: the condition's content is wrong, or the modulator's bank has to
+                generate.
         """
         self.match(x, condition)
         return self.modulate(x, self.generate(condition))

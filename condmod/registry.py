@@ -202,17 +202,29 @@ class Registry:
 
         Raises:
             UnknownNameError: nothing has this name.
-            PluginError: the plugin failed.
-            DefinitionError: it names a source twice, or a component that is not its own.
+            PluginError: the plugin failed, names a source twice, or a component that is not its
+                own.
         """
         cls, entry = self.load(name), self.entry(name)
         module = self._manager.get_plugin(entry.module)
         if module is None:  # registered by hand
             return []
+        try:
+            return self._codecs(cls.name, entry, module)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin may raise anything
+            raise PluginError(
+                f"{entry.provenance} failed to give the codecs of {name!r}: {told(error)}"
+            ) from error
+
+    def _codecs(self, name: str, entry: Entry, module: Any) -> "list[Codec]":
+        from condmod.codec import Codec
+
         own = {other.name for other in self._provided(entry).values()}
         found: dict[tuple[str, str], Codec] = {}
         for codecs in self._ask(module, "condmod_codecs"):
             for codec in codecs:
+                if not isinstance(codec, Codec):
+                    raise DefinitionError(f"condmod_codecs gives Codecs; got {codec!r:.80}")
                 key = (codec.component, codec.source)
                 if codec.component not in own:
                     raise DefinitionError(
@@ -224,7 +236,7 @@ class Registry:
                         f"{entry.module} brings two codecs of {codec.component!r} for "
                         f"{codec.source!r}"
                     )
-        return [codec for (component, _), codec in found.items() if component == cls.name]
+        return [codec for (component, _), codec in found.items() if component == name]
 
     def register(self, cls: ComponentT) -> ComponentT:
         """Add a class by hand, as in a notebook; usable as a decorator.
@@ -263,6 +275,7 @@ class Registry:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", FutureWarning)
                     self.load(name)
+                    self.codecs(name)
                 verdicts[name] = ""
             except (PluginError, UnknownNameError) as error:
                 verdicts[name] = str(error)

@@ -28,6 +28,12 @@ class Signal(NamedTuple):
     index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index
 
 
+class Shared(NamedTuple):
+    """What the parameters that a bank's sites share made of a condition."""
+
+    value: Any
+
+
 Condition: TypeAlias = "Tensor | Signal | Mapping[str, Tensor | Signal]"
 
 

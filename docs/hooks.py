@@ -390,19 +390,18 @@ def parity(path: str, catalogue: str) -> str:
     for row in json.loads((_ROOT / path).read_text(encoding="utf-8")):
         shown = (
             f"[`{row['mechanism']}`]({catalogue}{row['mechanism']}.md)",
-            f"{row['peer']} {row['version']}",
-            f"`{row['what']}`",
-            _cell(row["shapes"]),
+            f"{_cell(row['what'])}<br><small>{row['peer']} {row['version']}; "
+            f"{_cell(row['shapes'])}</small>",
             row["dtype"],
             f"{row['tolerance']:g}",
         )
         largest[shown] = max(largest.get(shown, 0.0), row["difference"])
     rows = [
-        f"| {' | '.join(shown)} | {f'{found:.1e}' if found else '0'} | {tolerance} |"
-        for (*shown, tolerance), found in largest.items()
+        f"| {mechanism} | {what} | {f'{found:.1e}' if found else '0'} | {tolerance} | {dtype} |"
+        for (mechanism, what, dtype, tolerance), found in largest.items()
     ]
-    heads = ("Mechanism", "Package", "There", "Inputs", "Precision", "Difference", "Tolerance")
-    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * 5}---:|---:|", *rows])
+    heads = ("Mechanism", "There, and what went in", "Difference", "Tolerance", "Precision")
+    return "\n".join([f"| {' | '.join(heads)} |", "|---|---|---:|---:|---|", *rows])
 
 
 def conformance(path: str, catalogue: str) -> str:
@@ -410,7 +409,8 @@ def conformance(path: str, catalogue: str) -> str:
 
     Args:
         path: what the laws' tests have written, seen from the repository's root.
-        catalogue: what leads from the page to the catalogue's folder.
+        catalogue: what leads from the page to the catalogue's folder; MkDocs resolves no link in
+            raw HTML, so these name the pages as they are served.
     """
     cells = json.loads((_ROOT / path).read_text(encoding="utf-8"))
     reasons: dict[str, int] = {}
@@ -418,7 +418,7 @@ def conformance(path: str, catalogue: str) -> str:
     for title, known in (("Modulators", MODULATOR_LAWS), ("Encoders", ENCODER_LAWS)):
         heads = "".join(f"<th><span>{law}</span></th>" for law in known)
         rows = [
-            f'<tr><td><a href="{catalogue}{name}.md"><code>{name}</code></a></td>'
+            f'<tr><td><a href="../{catalogue}{name}/"><code>{name}</code></a></td>'
             + "".join(f"<td>{_verdict(row[law], reasons)}</td>" for law in known)
             + "</tr>"
             for name, row in cells.items()
@@ -428,8 +428,8 @@ def conformance(path: str, catalogue: str) -> str:
         parts.append(f'## {title}\n\n<div class="matrix" markdown="0"><table>{body}</table></div>')
     listed = "\n".join(f"{number}. {_cell(why)}" for why, number in reasons.items())
     legend = (
-        "✓ says that every case of the component keeps the law; a number that some or all of "
-        "them are not asked, for the reason below.\n\n" + listed
+        "✓: the component keeps the law. A number: the law does not apply, for the reason below. "
+        "Both: it applies to some of the component's cases.\n\n" + listed
     )
     return "\n\n".join([*parts, "## Legend", legend])
 
@@ -500,7 +500,7 @@ def _facts(spec: str) -> str:
     if built.shared is not None:
         place += ", with what sites share"
     facts = {
-        "What it is": _what(built.module),
+        "What it is": _what(built),
         "Conditions": ", ".join(f"`{kind}`" for kind in known.kinds),
         "Also called": ", ".join(f"`{alias}`" for alias in known.aliases),
         "Parameters": f"{built.parameters:,} for `{spec}` at {place}",
@@ -518,12 +518,12 @@ def _facts(spec: str) -> str:
     return "\n".join(["| At a glance | |", "|---|---|", *rows])
 
 
-def _what(module: nn.Module) -> str:
-    if isinstance(module, condmod.Encoder):
+def _what(built: Sample) -> str:
+    if isinstance(built.module, condmod.Encoder):
         return "encoder: raw signal to condition"
-    if isinstance(module, condmod.SublayerModulator):
-        return "modulator around sublayers"
-    return "modulator: features to features"
+    around = isinstance(built.module, condmod.SublayerModulator)
+    what = "modulator around sublayers" if around else "modulator: features to features"
+    return what if built.shared is None else f"{what}; its sites share parameters: `create_bank`"
 
 
 def _passes(built: Sample) -> str:

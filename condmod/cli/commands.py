@@ -60,7 +60,10 @@ def show(
         _print_json(description.to_dict())
         return
     entry = description.entry
-    typer.echo(f"{description.name} ({description.role}, {entry.provenance})\n")
+    typer.echo(f"{description.name} ({description.role}, {entry.provenance})")
+    typer.echo(
+        f"{name} is another name of {description.name}\n" if name != description.name else ""
+    )
     typer.echo(f"{description.doc}\n")
     if description.kinds:
         typer.echo(f"Conditions: {', '.join(description.kinds)}")

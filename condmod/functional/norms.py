@@ -166,7 +166,7 @@ def _check_channels(x: Tensor, features: int, channel_dim: int) -> None:
 
 def _channels_first(x: Tensor, channel_dim: int) -> Tensor:
     first = x.movedim(channel_dim, 1)
-    if torch.is_grad_enabled() and not x.requires_grad:
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not x.requires_grad:
         # torch 2.13's CPU backward crashes on channels-last features that need no gradient
         first = first.contiguous()
     return first

@@ -57,13 +57,6 @@ class ScaleShiftGate(NamedTuple):
     gate: Leaf
 
 
-class ScaleGate(NamedTuple):
-    """A scale before a sublayer and a gate behind it; leaves as in ScaleShift."""
-
-    scale: Leaf
-    gate: Leaf
-
-
 class Scale(NamedTuple):
     """A multiplicative modulation; the leaf as in ScaleShift."""
 

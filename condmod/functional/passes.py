@@ -36,7 +36,7 @@ def align(
     """
     if isinstance(leaf, Indexed):
         leaf = _gathered(leaf, where)
-    if leaf.ndim == 2:
+    if leaf.ndim == 2 and x.ndim > 1:
         expected = (x.shape[0], x.shape[channel_dim])
         if tuple(leaf.shape) == expected:
             middle = [1] * (x.ndim - 2)
@@ -190,8 +190,13 @@ def same_shape(x: Tensor, y: Tensor, where: Callable[[], str]) -> None:
     """Check that a residual can join features and a sublayer's output.
 
     Raises:
-        ShapeError: they have different shapes.
+        ShapeError: they have different shapes, or the sublayer gave no tensor.
     """
+    if not isinstance(y, Tensor):
+        raise ShapeError(
+            f"the sublayer gave a {type(y).__name__}{_in(where)}; it gives back one tensor, as "
+            "lambda h: attention(h, h, h)[0] does"
+        )
     if y.shape != x.shape:
         raise ShapeError(
             f"the sublayer turned features {tuple(x.shape)} into {tuple(y.shape)}"
@@ -202,11 +207,18 @@ def same_shape(x: Tensor, y: Tensor, where: Callable[[], str]) -> None:
 def _gathered(leaf: Indexed, where: Callable[[], str]) -> Tensor:
     """The row of each position, (B, *positions, C)."""
     rows, index = leaf
+    if index.is_floating_point():
+        raise ConditionError(
+            f"the index of rows is integer; got {index.dtype}{_in(where)}; arithmetic on a "
+            "modulation is for its rows alone"
+        )
     flat = index.flatten(1).long()
     try:
         found = rows.gather(1, flat[..., None].expand(*flat.shape, rows.shape[-1]))
     except (IndexError, RuntimeError):
         low, high = (int(bound) for bound in flat.aminmax())
+        if 0 <= low and high < rows.shape[1]:
+            raise  # it is not the index
         raise ConditionError(
             f"Signal.index chooses among {rows.shape[1]} rows, 0 to {rows.shape[1] - 1}; "
             f"got {low} to {high}{_in(where)}"

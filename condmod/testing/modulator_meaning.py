@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -181,16 +181,37 @@ def bad_shapes(case: ModulatorCase) -> None:
         wrong["positions of length 1"] = (x, case.inputs(3, one, aligned=True)[1])
         if len(positions) > 1:
             wrong["rank"] = (x, case.inputs(3, positions[:1], aligned=True)[1])
+    plain = kinds <= {"global", "aligned", "rows"}
     for what, (features, given) in wrong.items():
-        _check_refused(case, what, lambda x=features, c=given: case.call(module, x, c))  # type: ignore[misc]
+        shapes = [tuple(leaf.shape) for leaf in (features, *tensors(given))]
+        _check_refused(
+            case,
+            what,
+            lambda x=features, c=given: case.call(module, x, c),  # type: ignore[misc]
+            shapes if plain and what != "integers" else (),
+        )
     modulation = cast("Any", module).generate(condition)
     if tensors(modulation):  # the two phases by themselves are as strict
         for what in ("batch of the features", "features"):
             features = wrong[what][0]
             _check_refused(case, what, lambda x=features: case.apply(module, x, modulation))  # type: ignore[misc]
+    if case.around and not case.component.changes_width:
+        wide = [lambda h: torch.cat([h, h], dim)] * len(case.sublayers())
+        shapes = [tuple(x.shape)]
+        _check_refused(
+            case,
+            "a sublayer that changes the width",
+            lambda: cast("Any", module).around(x, modulation, *wide),
+            shapes,
+        )
 
 
-def _check_refused(case: ModulatorCase, what: str, run: Callable[[], Tensor]) -> None:
+def _check_refused(
+    case: ModulatorCase,
+    what: str,
+    run: Callable[[], Tensor],
+    shapes: Sequence[tuple[int, ...]] = (),
+) -> None:
     try:
         run()
     except CondmodError as error:
@@ -199,6 +220,8 @@ def _check_refused(case: ModulatorCase, what: str, run: Callable[[], Tensor]) ->
         raise AssertionError(f"{what}: no error, though it does not fit")
     assert case.component.name in text, f"{what}: the error does not name the component"
     assert case.site.name in text, f"{what}: the error does not name the site"
+    said = not shapes or any(str(shape) in text for shape in shapes)
+    assert said, f"{what}: the error says none of the shapes {shapes}"
 
 
 def round_trip(case: ModulatorCase) -> None:

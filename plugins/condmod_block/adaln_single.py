@@ -87,4 +87,4 @@ class AdaLNSingle(condmod.SublayerModulator[AdaLNSingleConfig, ScaleShiftGate]):
 
     def generate(self, condition: Any) -> tuple[ScaleShiftGate, ...]:
         """Trunk and table as one modulation for each part, leaves (B, C) or (B, ..., C)."""
-        return split(widened_sum(condition, self.table.flatten()), self.parts)
+        return split(widened_sum(self.received(condition), self.table.flatten()), self.parts)

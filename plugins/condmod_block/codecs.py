@@ -30,7 +30,9 @@ def table(component: str, source: str, trunk: str) -> Codec:
         order = shares(getattr(config, "parts", 2))
         return linear({"proj": order}, {trunk: order})
 
-    return Codec(component, source, lambda _: [same("table", "scale_shift_table")], shared=shared)
+    fixed = {"norm": "layer"} if source == "pixart" else {}
+    tables = [same("table", "scale_shift_table")]
+    return Codec(component, source, lambda _: tables, shared=shared, requires=fixed)
 
 
 def cogvideox(_: Any) -> Sequence[Layout]:

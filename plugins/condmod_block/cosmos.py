@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 import condmod
-from condmod.functional import ScaleShiftGate, blank_linear, normalisation, widened
+from condmod.functional import ScaleShiftGate, blank_linear, low_rank, normalisation, widened
 from condmod_block._around import Eps, enter_normed, exit_gated, split, widened_sum
 
 
@@ -19,7 +19,7 @@ class CosmosConfig(condmod.ModulatorConfig):
     """Added to the variance."""
 
 
-class Shared(NamedTuple):
+class FromTrunk(NamedTuple):
     """What every sublayer reads of a condition."""
 
     embedding: Tensor
@@ -44,10 +44,10 @@ class Trunk(nn.Module):
         drawn(self.hidden)
         drawn(self.proj)
 
-    def forward(self, condition: Tensor) -> Shared:
+    def forward(self, condition: Tensor) -> FromTrunk:
         """Both, from a condition (B, ..., D)."""
         embedding = widened(condition, self.norm, str).to(condition.dtype)
-        return Shared(embedding, self.proj(nn.functional.silu(self.hidden(condition))))
+        return FromTrunk(embedding, self.proj(nn.functional.silu(self.hidden(condition))))
 
 
 def drawn(layer: nn.Linear) -> None:
@@ -85,8 +85,7 @@ class Cosmos(condmod.SublayerModulator[CosmosConfig, ScaleShiftGate]):
     def __init__(self, config: CosmosConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
         self.norm = normalisation("layer", site.features, site.channel_dim, eps=config.eps)
-        self.down = blank_linear(self.condition_dim, config.rank, bias=False)
-        self.up = blank_linear(config.rank, 3 * site.features, bias=False)
+        self.proj = low_rank(self.condition_dim, config.rank, 3 * site.features)
         self.reset_parameters()
 
     @classmethod
@@ -96,10 +95,14 @@ class Cosmos(condmod.SublayerModulator[CosmosConfig, ScaleShiftGate]):
 
     def reset_parameters(self) -> None:
         """Draw V and U afresh; the trunk draws its own."""
-        drawn(self.down)
-        nn.init.zeros_(self.up.weight)
+        down, up = self.proj.children()
+        assert isinstance(down, nn.Linear)
+        assert isinstance(up, nn.Linear)
+        drawn(down)
+        nn.init.zeros_(up.weight)
 
     def generate(self, condition: Any) -> tuple[ScaleShiftGate, ...]:
         """The sublayer's own rows plus the shared ones, leaves (B, C) or (B, ..., C)."""
-        own = self.up(self.down(nn.functional.silu(condition.embedding)))
-        return split(widened_sum(own, condition.rows), self.parts)
+        shared: FromTrunk = self.received(condition)
+        own = self.proj(nn.functional.silu(shared.embedding))
+        return split(widened_sum(own, shared.rows), self.parts)

@@ -60,4 +60,4 @@ class Flux2(condmod.SublayerModulator[Flux2Config, ScaleShiftGate]):
 
     def generate(self, condition: Any) -> tuple[ScaleShiftGate, ...]:
         """The trunk's output as one modulation for each part, leaves (B, C) or (B, ..., C)."""
-        return split(condition, self.parts)
+        return split(self.received(condition), self.parts)

@@ -115,7 +115,7 @@ class StableAudio(condmod.SublayerModulator[StableAudioConfig, Part]):
 
     def generate(self, condition: Any) -> tuple[Part, ...]:
         """Trunk and table as one modulation for each part, leaves (B, C) or (B, ..., C)."""
-        chunks = widened_sum(condition, self.table).chunk(6, dim=-1)
+        chunks = widened_sum(self.received(condition), self.table).chunk(6, dim=-1)
         return Attention(*chunks[:3]), FeedForward(*chunks[3:])
 
     def enter(

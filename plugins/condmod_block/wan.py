@@ -81,4 +81,4 @@ class Wan(condmod.SublayerModulator[WanConfig, ScaleShiftGate]):
 
     def generate(self, condition: Any) -> tuple[ScaleShiftGate, ...]:
         """Trunk and table as one modulation for each part, leaves (B, C) or (B, ..., C)."""
-        return split(widened_sum(condition, self.table.flatten()), self.parts)
+        return split(widened_sum(self.received(condition), self.table.flatten()), self.parts)

@@ -87,10 +87,10 @@ class Cnaps(condmod.Modulator[CnapsConfig, ScaleShift]):
 
     def generate(self, condition: condmod.Condition) -> ScaleShift:
         """Scale and shift, each (B, C), from what the shared layer gave."""
-        assert isinstance(condition, Tensor)
+        hidden = self.received(condition)
         return ScaleShift(
-            self.scale_rho * _with_skips(self.scale, condition),
-            self.shift_rho * _with_skips(self.shift, condition),
+            self.scale_rho * _with_skips(self.scale, hidden),
+            self.shift_rho * _with_skips(self.shift, hidden),
         )
 
     def modulate(self, x: Tensor, modulation: ScaleShift) -> Tensor:

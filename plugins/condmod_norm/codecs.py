@@ -40,7 +40,12 @@ CODECS = [
         "k_diffusion",
         lambda _: linear({"proj": SCALE_SHIFT}, {"mapper": SCALE_SHIFT}),
     ),
-    Codec("adaln", "dit", adaln("adaLN_modulation.1", ("shift", "scale"), "norm_final")),
+    Codec(
+        "adaln",
+        "dit",
+        adaln("adaLN_modulation.1", ("shift", "scale"), "norm_final"),
+        requires={"norm": "layer"},
+    ),
     Codec("adaln", "diffusers", adaln("linear", SCALE_SHIFT, "norm")),
     Codec(
         "hunyuan_shift",

@@ -64,7 +64,7 @@ class TrunkShift(condmod.Modulator[TrunkConfig, Tensor]):
 
     def generate(self, condition: Any) -> Tensor:
         """The shift, from the trunk's output."""
-        return self.table + self.read(condition)
+        return self.table + self.read(self.received(condition))
 
     def modulate(self, x: Tensor, modulation: Tensor) -> Tensor:
         """The sum."""
@@ -95,7 +95,7 @@ def test_a_bank_generates_for_every_site_and_runs_what_is_shared_once(bank: Bank
     trunk = bank.shared(condition)
     assert list(modulations) == list(bank) == list(SITES)
     for name in SITES:
-        assert torch.equal(modulations[name], bank[name].generate(trunk))
+        assert torch.equal(modulations[name], bank[name].generate(condmod.Shared(trunk)))
         assert torch.equal(modulations[name], bank(condition)[name])
 
 
@@ -312,3 +312,40 @@ def test_a_name_that_torch_keeps_for_itself_is_a_site_s_name_too(name: str):
     bank = create_bank("film", {name: Site(4, 3)})
     assert list(bank.generate(torch.ones(2, 3))) == [name]
     assert bank[name].site.name == name
+
+
+@pytest.mark.parametrize(
+    "spec", ["adaln_single", "wan", "flux2", "stable_audio", "cosmos", "cnaps"]
+)
+def test_a_site_whose_bank_shares_parameters_refuses_a_condition_of_any_width(spec: str):
+    for width in (1, 4, 24):
+        bank = create_bank(spec, {"a": Site(4, width)})
+        site, c = bank["a"], torch.randn(2, width)
+        sublayers = [torch.tanh] * getattr(site, "parts", 0)
+        for call in (lambda: site(torch.randn(2, 5, 4), c, *sublayers), lambda: site.generate(c)):  # noqa: B023
+            with pytest.raises(condmod.ConditionError) as caught:
+                call()
+            assert str(caught.value) == (
+                f"{spec} at 'a' generates from what the sites of its bank share, not from a "
+                "condition: take its modulation from bank(condition), and call modulate or around"
+            )
+
+
+def test_an_aligned_condition_is_refused_where_sites_disagree_on_the_channels_end():
+    sites = {"a": Site(4, 3), "b": Site(4, 3, channel_dim=1)}
+    bank = create_bank("adaln_single", sites)
+    assert list(bank(torch.randn(2, 3))) == ["a", "b"]
+    with pytest.raises(condmod.ShapeError) as caught:
+        bank(torch.randn(2, 5, 3))
+    assert str(caught.value) == (
+        "adaln_single: an aligned condition fits sites with their channels at one end; this bank "
+        "has sites of both"
+    )
+
+
+def test_the_sites_of_a_bank_are_a_mapping():
+    with pytest.raises(condmod.SiteError) as caught:
+        create_bank("film", [Site(4, 3)])  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "the sites of a bank are Sites by name, as in {'blocks.0': Site(64, 128)}; got list"
+    )

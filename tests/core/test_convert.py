@@ -1,6 +1,7 @@
 """Parameters move between a published layout and ours; nothing is guessed and nothing changes."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 import condmod
 from condmod import CodecError, Site, convert, create, create_bank
+from condmod.codec import Codec, linear
+from condmod.entries import Entry, installed_entries
 
 
 class Textbook(nn.Module):
@@ -138,3 +141,120 @@ def test_an_unknown_source_names_what_there_is():
 def test_the_catalogue_tells_the_sources():
     assert "textbook" in condmod.describe("film").sources
     assert condmod.describe("none").sources == ()
+
+
+def test_shares_of_two_dtypes_are_refused_and_not_joined(textbook):
+    theirs = textbook.state_dict()
+    theirs["fc_beta.bias"] = theirs["fc_beta.bias"].half()
+    with refused(
+        "film: the shares of fc_gamma.bias, fc_beta.bias differ in kind: scale torch.float32 on "
+        "cpu, shift torch.float16 on cpu"
+    ):
+        convert("film", "textbook", theirs)
+
+
+def test_what_is_converted_follows_no_later_training(textbook):
+    film = create("film", features=6, condition_dim=4)
+    theirs = convert(film, "textbook", film.state_dict(), inverse=True)
+    before = film.proj.weight.clone()
+    for value in theirs.values():
+        value.zero_()
+    assert torch.equal(film.proj.weight, before)
+
+
+def test_what_is_no_state_dict_is_refused(textbook):
+    with refused("parameters come as a state dict; got Textbook"):
+        convert("film", "textbook", textbook)
+    with refused("film: fc_gamma.weight is a tensor; got NoneType"):
+        convert("film", "textbook", dict.fromkeys(textbook.state_dict()))
+
+
+def test_very_many_unknown_keys_are_counted(textbook):
+    model = {f"blocks.{i:03}.qkv.weight": torch.zeros(1) for i in range(100)}
+    with pytest.raises(CodecError) as caught:
+        convert("film", "textbook", textbook.state_dict() | model)
+    assert str(caught.value).endswith("blocks.039.qkv.weight and 60 more")
+
+
+class Brought(condmod.Registry):
+    """A registry in which film has one codec more."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def codecs(self, name):
+        return [*super().codecs(name), self.codec]
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        (
+            linear({"proj": ("scale", "shift")}, {"mod": ("scale", "shft")}),
+            "proj.weight has the shares ['scale', 'shift'] here, ['scale', 'shft'] there; "
+            "proj.bias has the shares ['scale', 'shift'] here, ['scale', 'shft'] there",
+        ),
+        (
+            linear({"prj": ("scale", "shift")}, {"mod": ("scale", "shift")}),
+            "its keys and the component's differ in prj.bias, prj.weight, proj.bias, proj.weight",
+        ),
+    ],
+)
+def test_a_codec_that_does_not_fit_its_component_is_told(layout, told):
+    film = create("film", features=6, condition_dim=4)
+    registry = Brought(Codec("film", "mine", lambda _: layout))
+    with refused(f"the codec of film for 'mine' is wrong: {told}"):
+        convert(film, "mine", {}, registry=registry)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("raise RuntimeError('boom')", "RuntimeError: boom"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("return [1]", "DefinitionError: condmod_codecs gives Codecs; got 1"),
+        (
+            "return [Codec('film', 'mine')]",
+            "DefinitionError: bad_codecs brings a codec for 'film', which is not its own component",
+        ),
+        (
+            "return [Codec('bad.gate', 'mine'), Codec('bad.gate', 'mine')]",
+            "DefinitionError: bad_codecs brings two codecs of 'bad.gate' for 'mine'",
+        ),
+    ],
+)
+def test_a_plugin_whose_codecs_fail_is_told_and_harms_no_other(answer, told, tmp_path, monkeypatch):
+    (tmp_path / "bad_codecs.py").write_text(f"""
+import condmod
+from condmod.codec import Codec
+from condmod_film.film import Film, FilmConfig
+
+class Options(condmod.ModulatorConfig):
+    pass
+
+class Gate(condmod.Modulator):
+    name = "bad.gate"
+    Config = Options
+    kinds = frozenset({{"global"}})
+    def generate(self, condition): return condition
+    def modulate(self, x, modulation): return x
+    def reset_parameters(self): pass
+
+@condmod.hookimpl
+def condmod_modulators():
+    return [Gate]
+
+@condmod.hookimpl
+def condmod_codecs():
+    {answer}
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad_codecs", raising=False)
+    entry = Entry("bad.gate", "modulator", "bad_codecs", "bad-codecs", "1.0")
+    registry = condmod.Registry([*installed_entries(), entry])
+    with pytest.raises(condmod.PluginError) as caught:
+        condmod.describe("bad.gate", registry=registry)
+    assert str(caught.value) == f"bad-codecs 1.0 failed to give the codecs of 'bad.gate': {told}"
+    assert registry.check()["bad.gate"] == str(caught.value)
+    assert "textbook" in condmod.describe("film", registry=registry).sources

@@ -231,10 +231,10 @@ def test_parity_is_shown_with_one_row_for_what_differs_in_nothing_shown(hooks, t
     path = tmp_path / "parity.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     text = hooks.expand(f"<!-- parity: {path} -->", "../catalogue/")
-    film = "| [`film`](../catalogue/film.md) | some-package 1.2 |"
+    film, went_in = "| [`film`](../catalogue/film.md) |", "some-package 1.2; x (2, 5), c (2, 3)"
     assert text.splitlines()[2:] == [
-        f"{film} `FiLM` | x (2, 5), c (2, 3) | float64 | 2.2e-16 | 1e-12 |",
-        f"{film} `SFT` | x (2, 5), c (2, 3) | float64 | 0 | 0 |",
+        f"{film} FiLM<br><small>{went_in}</small> | 2.2e-16 | 1e-12 | float64 |",
+        f"{film} SFT<br><small>{went_in}</small> | 0 | 0 | float64 |",
     ]
 
 
@@ -242,7 +242,8 @@ def test_the_page_on_parity_shows_every_mechanism_that_was_compared(hooks):
     text = hooks.expand((DOCS / "parity.md").read_text(encoding="utf-8"), "catalogue/")
     for row in json.loads((DOCS / "parity.json").read_text(encoding="utf-8")):
         page = f"catalogue/{row['mechanism']}.md"
-        assert f"| [`{row['mechanism']}`]({page}) | {row['peer']} {row['version']} |" in text
+        start = f"| [`{row['mechanism']}`]({page}) | {row['what']}<br><small>"
+        assert f"{start}{row['peer']} {row['version']};" in text
         assert (DOCS / page).is_file(), f"{row['test']} names no component"
 
 
@@ -255,3 +256,20 @@ def test_passes_are_what_the_formulas_need(hooks):
 def test_an_unknown_component_in_a_marker_is_an_error(hooks):
     with pytest.raises(condmod.UnknownNameError, match="did you mean 'film'"):
         hooks.expand("<!-- component: fillm -->")
+
+
+def test_the_matrix_shows_a_tick_or_the_number_of_a_reason_in_every_cell(hooks, tmp_path):
+    from condmod.testing import MODULATOR_LAWS
+
+    kept = {"kept": 2, "skipped": {}}
+    row = dict.fromkeys(MODULATOR_LAWS, kept)
+    row |= {"identity": {"kept": 0, "skipped": {"it has no option init": 2}}}
+    row |= {"table": {"kept": 1, "skipped": {"it takes no rows": 1}}}
+    path = tmp_path / "conformance.json"
+    path.write_text(json.dumps({"film": row}), encoding="utf-8")
+    text = hooks.expand(f"<!-- conformance: {path} -->", "catalogue/")
+    assert '<a href="../catalogue/film/"><code>film</code></a>' in text
+    assert text.count("<td>✓</td>") == len(MODULATOR_LAWS) - 2
+    assert text.count("<td><sup>1</sup></td>") == 1
+    assert text.count("<td>✓<sup>2</sup></td>") == 1
+    assert text.endswith("1. it has no option init\n2. it takes no rows")

@@ -33,6 +33,11 @@ def test_the_site_builds_strictly_offline_and_shows_every_public_name(tmp_path):
         assert not loaded, f"{page} loads {loaded} from elsewhere"
         assert not re.search(r"<!-- \w+: .* -->", text), f"{page} has an unexpanded marker"
 
+    for page, text in pages.items():
+        links = re.findall(r'href="([^"#?:]+)(?:#[^"]*)?"', text)
+        lost = [link for link in links if not (page.parent / link).exists()]
+        assert page.name == "404.html" or not lost, f"{page} leads nowhere by {lost}"
+
 
 def test_the_tutorial_includes_every_file_of_its_example():
     page = (ROOT / "docs" / "first-plugin.md").read_text(encoding="utf-8")
@@ -55,5 +60,5 @@ def public_names():
 def made_in(module):
     for name, value in vars(module).items():
         made = inspect.isroutine(value) or inspect.isclass(value)
-        if made and value.__module__ == module.__name__ and not name.startswith("_"):
+        if made and value.__module__.startswith(module.__name__) and not name.startswith("_"):
             yield name

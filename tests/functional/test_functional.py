@@ -261,3 +261,23 @@ def test_a_fused_linear_is_drawn_as_separate_ones():
     reset_chunks(fused, 3)
     assert torch.equal(fused.weight, torch.cat([part.weight for part in parts]))
     assert torch.equal(fused.bias, torch.cat([part.bias for part in parts]))
+
+
+def test_arithmetic_that_reached_an_index_is_refused():
+    leaf = Indexed(torch.zeros(1, 3, 4), torch.tensor([[0.5, 1.0]]))
+    with pytest.raises(ConditionError) as caught:
+        align(torch.zeros(1, 2, 4), leaf)
+    assert str(caught.value) == (
+        "the index of rows is integer; got torch.float32; arithmetic on a modulation is for its "
+        "rows alone"
+    )
+
+
+def test_a_sublayer_that_gives_no_tensor_is_told_what_to_give():
+    x = torch.zeros(2, 5, 4)
+    with pytest.raises(ShapeError) as caught:
+        gated_residual(x, (x, None), torch.zeros(2, 4), where=lambda: "adaln_zero at 'a'")
+    assert str(caught.value) == (
+        "the sublayer gave a tuple in adaln_zero at 'a'; it gives back one tensor, as "
+        "lambda h: attention(h, h, h)[0] does"
+    )

@@ -127,7 +127,7 @@ def two_linears(c, state):
 
 def low_rank(c, state):
     embedding = F.silu(rms_norm(c, 1e-6) * state["shared.norm.weight"])
-    own = linear(linear(embedding, state, "down", bias=False), state, "up", bias=False)
+    own = linear(linear(embedding, state, "proj.0", bias=False), state, "proj.1", bias=False)
     hidden = F.silu(linear(c, state, "shared.hidden", bias=False))
     return own + linear(hidden, state, "shared.proj", bias=False)
 

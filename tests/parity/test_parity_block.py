@@ -380,8 +380,8 @@ def test_cosmos_is_the_block_of_cosmos(parity, peer):
     }
     for name in names:
         norm = getattr(block, name)
-        state[f"modulators.{name}.down.weight"] = norm.linear_1.weight
-        state[f"modulators.{name}.up.weight"] = norm.linear_2.weight
+        state[f"modulators.{name}.proj.0.weight"] = norm.linear_1.weight
+        state[f"modulators.{name}.proj.1.weight"] = norm.linear_2.weight
     ours = bank(f"cosmos(rank={rank})", C, state, names)
     sublayers = (
         block.attn1,

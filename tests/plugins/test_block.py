@@ -11,7 +11,7 @@ from torch import Tensor
 import condmod
 from condmod import ConditionError, Registry, Site, SiteError, SpecError, create, create_bank
 from condmod.functional import Shift, add_shift
-from condmod_block.cosmos import Shared
+from condmod_block.cosmos import FromTrunk
 
 TRUNKS = ["flux2", "adaln_single", "wan", "stable_audio", "cosmos"]
 DRAW = torch.Generator().manual_seed(1)
@@ -257,14 +257,14 @@ def test_stable_audio_starts_as_in_stable_audio():
 def test_cosmos_starts_as_in_cosmos():
     ours = create_bank("cosmos(rank=200)", {"a": Site(400, 300), "b": Site(400, 300)})
     trunk, site = ours.shared, ours["a"]
-    assert not site.up.weight.any()
-    for layer, inputs in ((site.down, 300), (trunk.hidden, 300), (trunk.proj, 400)):
+    assert not site.proj[1].weight.any()
+    for layer, inputs in ((site.proj[0], 300), (trunk.hidden, 300), (trunk.proj, 400)):
         assert layer.bias is None
         scaled = layer.weight * inputs**0.5
         assert scaled.std().item() == pytest.approx(0.9866, rel=0.02)  # of a cut normal
         assert 2.8 < scaled.abs().max() <= 3.0
     assert torch.equal(trunk.norm.weight, torch.ones(300))
-    shapes = [tuple(layer.weight.shape) for layer in (site.down, site.up)]
+    shapes = [tuple(layer.weight.shape) for layer in site.proj]
     assert shapes == [(200, 300), (1200, 200)]
 
 
@@ -306,12 +306,12 @@ def test_a_table_in_bfloat16_swallows_no_small_output_of_the_trunk(spec):
 
 def test_the_common_rows_of_cosmos_in_bfloat16_swallow_nothing_of_a_sublayer_s_own():
     ours = bank("cosmos(rank=3)").bfloat16()["block"]
-    torch.nn.init.normal_(ours.up.weight, std=2**-12)
+    torch.nn.init.normal_(ours.proj[1].weight, std=2**-12)
     embedding, rows = C.bfloat16(), torch.ones(2, 48).bfloat16()
-    own = ours.up(ours.down(F.silu(embedding))).float()
+    own = ours.proj(F.silu(embedding)).float()
     assert own.any()
     assert own.abs().max() < 2**-9  # lost beside 1 in bfloat16
-    (part,) = ours.generate(Shared(embedding, rows))
+    (part,) = ours.generate(condmod.Shared(FromTrunk(embedding, rows)))
     assert torch.equal(torch.cat([part.shift, part.scale, part.gate], -1), 1 + own)
 
 
