@@ -233,8 +233,8 @@ def test_parity_is_shown_with_one_row_for_what_differs_in_nothing_shown(hooks, t
     text = hooks.expand(f"<!-- parity: {path} -->", "../catalogue/")
     film, went_in = "| [`film`](../catalogue/film.md) |", "some-package 1.2; x (2, 5), c (2, 3)"
     assert text.splitlines()[2:] == [
-        f"{film} FiLM<br><small>{went_in}</small> | 2.2e-16 | 1e-12 | float64 |",
-        f"{film} SFT<br><small>{went_in}</small> | 0 | 0 | float64 |",
+        f"{film} FiLM<br><small>{went_in}</small> | 2.2e-16<br><small>of 1e-12, float64</small> |",
+        f"{film} SFT<br><small>{went_in}</small> | 0<br><small>of 0, float64</small> |",
     ]
 
 
