@@ -211,7 +211,7 @@ class Registry:
             return []
         try:
             return self._codecs(cls.name, entry, module)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a plugin may raise anything
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
             raise PluginError(
                 f"{entry.provenance} failed to give the codecs of {name!r}: {told(error)}"
             ) from error

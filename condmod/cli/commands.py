@@ -42,6 +42,9 @@ def list_(
     if as_json:
         _print_json(rows)
         return
+    if not rows:
+        typer.echo(f"nothing installed matches {pattern!r}; '*word*' matches inside names", err=True)
+        return
     _table(("name", "role", "from"), [tuple(row.values()) for row in rows])
 
 

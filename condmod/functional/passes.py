@@ -217,7 +217,7 @@ def _gathered(leaf: Indexed, where: Callable[[], str]) -> Tensor:
         found = rows.gather(1, flat[..., None].expand(*flat.shape, rows.shape[-1]))
     except (IndexError, RuntimeError):
         low, high = (int(bound) for bound in flat.aminmax())
-        if 0 <= low and high < rows.shape[1]:
+        if low >= 0 and high < rows.shape[1]:
             raise  # it is not the index
         raise ConditionError(
             f"Signal.index chooses among {rows.shape[1]} rows, 0 to {rows.shape[1] - 1}; "

@@ -33,6 +33,17 @@ def test_list_matches_wildcards_and_leaves_out():
     ]
 
 
+def test_list_says_when_nothing_matches():
+    done = run("list", "norm")
+    assert done.stdout == ""
+    assert done.stderr == "nothing installed matches 'norm'; '*word*' matches inside names\n"
+    assert done.returncode == 0
+
+
+def test_an_alias_says_whose_other_name_it_is():
+    assert "flux is another name of mmdit\n" in run("show", "flux").stdout
+
+
 def test_list_is_an_aligned_table():
     lines = run("list", "f[iu]*", "--exclude", "*block").stdout.splitlines()
     assert lines == [
