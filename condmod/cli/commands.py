@@ -43,7 +43,9 @@ def list_(
         _print_json(rows)
         return
     if not rows:
-        typer.echo(f"nothing installed matches {pattern!r}; '*word*' matches inside names", err=True)
+        typer.echo(
+            f"nothing installed matches {pattern!r}; '*word*' matches inside names", err=True
+        )
         return
     _table(("name", "role", "from"), [tuple(row.values()) for row in rows])
 
