@@ -72,3 +72,17 @@ def test_gnn_film_gives_the_messages_of_torch_geometric(parity, peer, activation
     theirs = conv(nodes, torch.stack([source, target]), kind if relations > 1 else None)
     what = f"FiLMConv(num_relations={relations}, act={act})"
     parity("gnn_film", "torch-geometric", what, got, theirs, nodes=nodes, edges=source)
+
+
+def test_rt1_film_is_that_of_lucidrains_behind_its_hidden_layer(parity, peer):
+    module = peer("classifier_free_guidance_pytorch.classifier_free_guidance_pytorch")
+    film = module.FiLM(5, 8).double()
+    ours = create("rt1_film", features=8, condition_dim=32).double()
+    assert all(not p.any() for p in (*film.net[2].parameters(), *ours.parameters()))
+    for parameter in film.net[2].parameters():
+        torch.nn.init.normal_(parameter)
+    ours.proj.load_state_dict(film.net[2].state_dict())
+    x, c = torch.randn(2, 6, 8).double(), torch.randn(2, 5).double()
+    got = ours(x, film.net[:2](c))
+    peer_name = "classifier-free-guidance-pytorch"
+    parity("rt1_film", peer_name, "FiLM", got, film(c, x), x=x, c=c)
