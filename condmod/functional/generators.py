@@ -47,7 +47,7 @@ def reset_chunks(layer: nn.Linear, chunks: int) -> None:
     fill(layer.bias, torch.cat([part.bias for part in parts]))
 
 
-def reset_constant(layer: nn.Linear, starts: Sequence[float]) -> None:
+def reset_constant(layer: nn.Linear, starts: Sequence[float | int]) -> None:
     """Set a Linear to give a constant whatever it reads: `starts`, each for an equal share of C."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

@@ -276,7 +276,7 @@ def test_cft_applies_its_strength_to_modulations_that_were_kept():
     assert torch.equal(ours.modulate(x, kept), x)
 
 
-def test_cft_takes_another_strength_without_another_graph():
+def test_a_compiled_cft_takes_another_strength_without_another_graph():
     ours = create("cft(strength=0.5)", features=8, condition_dim=5, channel_dim=1)
     counter = CompileCounter()
     compiled = torch.compile(ours, fullgraph=True, backend=counter)
