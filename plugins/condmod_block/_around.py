@@ -1,7 +1,7 @@
 """What the mechanisms of this package share: a norm and an affine in front, a gate behind."""
 
 from collections.abc import Callable
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -32,6 +32,12 @@ class Normed(Protocol):
         """What errors call it."""
 
 
+class Parted(Protocol):
+    """A modulator that serves several sublayers."""
+
+    parts: int
+
+
 def enter_normed(
     self: Normed,
     x: Tensor,
@@ -52,6 +58,16 @@ def exit_gated(
 ) -> Tensor:
     """X plus the gated output of the sublayer."""
     return gated_residual(x, y, modulation.gate, self.site.channel_dim, where=self.where)
+
+
+def prepare_silu(self: condmod.Component[Any, Any], condition: condmod.Condition) -> Tensor:
+    """silu(c), which the projection reads."""
+    return nn.functional.silu(self.accept(condition))
+
+
+def unpack_parts(self: Parted, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
+    """The projection's output as one modulation for each part."""
+    return split(projected, self.parts)
 
 
 def split(rows: Tensor, parts: int) -> tuple[ScaleShiftGate, ...]:

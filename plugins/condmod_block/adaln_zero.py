@@ -2,11 +2,9 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
-
 import condmod
 from condmod.functional import ScaleShiftGate, blank_linear, normalisation, reset_constant
-from condmod_block._around import Eps, Parts, enter_normed, exit_gated, split
+from condmod_block._around import Eps, Parts, enter_normed, exit_gated, prepare_silu, unpack_parts
 
 
 class AdaLNZeroConfig(condmod.ModulatorConfig):
@@ -41,6 +39,8 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
     name = "adaln_zero"
     Config = AdaLNZeroConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    prepare = prepare_silu
+    unpack = unpack_parts
     generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
@@ -55,11 +55,3 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
     def reset_parameters(self) -> None:
         """Set every parameter as at the start; nothing is random."""
         reset_constant(self.proj, (0, 0, self.config.init == "identity") * self.parts)
-
-    def prepare(self, condition: condmod.Condition) -> Tensor:
-        """What the projection reads."""
-        return nn.functional.silu(self.accept(condition))
-
-    def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
-        """The projection's output as one modulation for each part."""
-        return split(projected, self.parts)

@@ -2,11 +2,9 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
-
 import condmod
 from condmod.functional import ScaleShiftGate, blank_linear, normalisation, reset_constant
-from condmod_block._around import Eps, enter_normed, exit_gated, split
+from condmod_block._around import Eps, enter_normed, exit_gated, prepare_silu, unpack_parts
 
 
 class CogVideoXConfig(condmod.ModulatorConfig):
@@ -45,6 +43,8 @@ class CogVideoX(condmod.SublayerModulator[CogVideoXConfig, ScaleShiftGate]):
     kinds = frozenset({"global", "aligned", "rows"})
     site_params = True
     parts = 2
+    prepare = prepare_silu
+    unpack = unpack_parts
     generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
@@ -60,11 +60,3 @@ class CogVideoX(condmod.SublayerModulator[CogVideoXConfig, ScaleShiftGate]):
         """Set every parameter as at the start; nothing is random."""
         self.norm.reset_parameters()
         reset_constant(self.proj, (0, 0, self.config.init == "identity") * self.parts)
-
-    def prepare(self, condition: condmod.Condition) -> Tensor:
-        """What the projection reads."""
-        return nn.functional.silu(self.accept(condition))
-
-    def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
-        """The projection's output as modulations of video and text."""
-        return split(projected, self.parts)

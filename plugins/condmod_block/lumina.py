@@ -3,11 +3,11 @@
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 import condmod
 from condmod.functional import blank_linear, reset_constant
-from condmod_block._around import Eps
+from condmod_block._around import Eps, prepare_silu
 from condmod_block._two_norms import (
     Part,
     TwoNorms,
@@ -49,6 +49,7 @@ class Lumina(condmod.SublayerModulator[LuminaConfig, Part]):
     Config = LuminaConfig
     kinds = frozenset({"global", "aligned", "rows"})
     site_params = True
+    prepare = prepare_silu
     generate = condmod.generate_linear
     enter = enter_two_norms
     exit = exit_two_norms
@@ -64,10 +65,6 @@ class Lumina(condmod.SublayerModulator[LuminaConfig, Part]):
         """Set every parameter as at the start; nothing is random."""
         self.norms.reset_parameters()
         reset_constant(self.proj, (0,))
-
-    def prepare(self, condition: condmod.Condition) -> Tensor:
-        """What the projection reads."""
-        return nn.functional.silu(self.accept(condition))
 
     def unpack(self, projected: Tensor) -> tuple[Part, ...]:
         """The projection's output as one modulation for each part."""

@@ -2,11 +2,9 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
-
 import condmod
 from condmod.functional import ScaleShiftGate, blank_linear, normalisation, reset_constant
-from condmod_block._around import Eps, Parts, enter_normed, exit_gated, split
+from condmod_block._around import Eps, Parts, enter_normed, exit_gated, prepare_silu, unpack_parts
 
 
 class MMDiTConfig(condmod.ModulatorConfig):
@@ -44,6 +42,8 @@ class MMDiT(condmod.SublayerModulator[MMDiTConfig, ScaleShiftGate]):
     aliases = ("flux",)
     Config = MMDiTConfig
     kinds = frozenset({"global", "aligned", "rows"})
+    prepare = prepare_silu
+    unpack = unpack_parts
     generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
@@ -60,11 +60,3 @@ class MMDiT(condmod.SublayerModulator[MMDiTConfig, ScaleShiftGate]):
         self.proj.reset_parameters()
         if self.config.init == "identity":
             reset_constant(self.proj, (0, 0, 1) * self.parts)
-
-    def prepare(self, condition: condmod.Condition) -> Tensor:
-        """What the projection reads."""
-        return nn.functional.silu(self.accept(condition))
-
-    def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
-        """The projection's output as one modulation for each part."""
-        return split(projected, self.parts)

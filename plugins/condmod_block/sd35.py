@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import condmod
 from condmod.functional import ScaleShiftGate, blank_linear, normalisation, reset_constant
-from condmod_block._around import Eps, enter_normed, exit_gated, split
+from condmod_block._around import Eps, enter_normed, exit_gated, prepare_silu, split
 
 
 class SD35Config(condmod.ModulatorConfig):
@@ -43,6 +43,7 @@ class SD35(condmod.SublayerModulator[SD35Config, ScaleShiftGate]):
     kinds = frozenset({"global", "aligned", "rows"})
     parts = 3
     reads = (0, 0, 2)
+    prepare = prepare_silu
     generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
@@ -58,10 +59,6 @@ class SD35(condmod.SublayerModulator[SD35Config, ScaleShiftGate]):
         self.proj.reset_parameters()
         if self.config.init == "identity":
             reset_constant(self.proj, (0, 0, 1) * self.parts)
-
-    def prepare(self, condition: condmod.Condition) -> Tensor:
-        """What the projection reads."""
-        return nn.functional.silu(self.accept(condition))
 
     def unpack(self, projected: Tensor) -> tuple[ScaleShiftGate, ...]:
         """The projection's output as modulations of both attentions and the feed-forward."""
