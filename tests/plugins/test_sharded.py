@@ -17,8 +17,17 @@ DETERMINISTIC = [
     "adaln_zero(init='identity')",
     "concat_project(init='identity')",
     "ada_group_norm(groups=4, init='identity')",
+    "adaln(init='identity')",
+    "adaln_single(init='identity')",
+    "cogvideox(init='identity')",
+    "diffusion_policy_film(cond_predict_scale=True, init='identity')",
+    "gnn_film(init='identity')",
+    "lumina",
+    "pi05(init='identity')",
 ]
 DRAWN = ["film", "dense_film", "concat_project", "timestep_table(steps=8)"]
+DRAWN += ["adaln_single", "af3_adaln", "biggan_batch_norm", "cnaps", "cosmos", "edm2", "film_block"]
+DRAWN += ["conditional_batch_norm(classes=8)", "modern_batch_norm", "stable_audio", "wan"]
 
 
 def whole(tensor):
@@ -26,8 +35,8 @@ def whole(tensor):
 
 
 def build(spec):
-    raw = spec.startswith("timestep_table")
-    return condmod.create(spec, features=8, condition_dim=None if raw else 6)
+    raw = "raw" in condmod.configure(spec).component.kinds
+    return condmod.create_bank(spec, {"here": condmod.Site(8, None if raw else 6)})
 
 
 def run(rank, port, failures):
