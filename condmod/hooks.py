@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from condmod.codec import Codec
     from condmod.component import Component
     from condmod.encoder import Encoder
+    from condmod.layer import Layer
 
 
 class Document(NamedTuple):
@@ -56,5 +57,15 @@ def condmod_documents() -> "Mapping[str, Document]":
 
     The plugin is an entry of its distribution in the group `condmod.plugins`, whose value is the
     module that holds this hookimpl.
+    """
+    return {}
+
+
+@hookspec
+def condmod_layers() -> "Mapping[str, Layer]":
+    """Return how classes of layers read and give features, by dotted path, for `condmod.attach`.
+
+    As in "acme.nn.Norm2d"; the class need not be installed. It holds for a subclass, too, unless
+    that has a forward of its own. The plugin is an entry of the group `condmod.plugins`.
     """
     return {}

@@ -63,6 +63,7 @@ for _function, _name in (
     (commands.schema, "schema"),
     (commands.doctor, "doctor"),
     (commands.plugins, "plugins"),
+    (commands.plan, "plan"),
 ):
     app.command(_name)(_function)
 

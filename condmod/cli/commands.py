@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import platform
 import sys
 import traceback
@@ -117,9 +119,9 @@ def schema(
     """
     registry = default_registry()
     if name and name not in registry:
-        from condmod.cli.documents import documents
+        from condmod.extensions import brought
 
-        kinds = documents()
+        kinds = brought("condmod_documents")
         if name not in kinds:
             registry.entry(name)  # raises, with the nearest name
         _print_json(kinds[name].model.model_json_schema())
@@ -136,12 +138,13 @@ def doctor(as_json: Json = False) -> None:
     """
     import torch
 
-    from condmod.cli import documents, third_party
+    from condmod import extensions
+    from condmod.cli import third_party
 
     registry = default_registry()
     verdicts = {"components": registry.check()}
     tracebacks = dict(registry.quarantine)
-    for kind, room in (("commands", third_party), ("plugins", documents)):
+    for kind, room in (("commands", third_party), ("plugins", extensions)):
         checked = room.check()
         verdicts[kind] = {name: str(error or "") for name, error in checked.items()}
         for name, error in checked.items():
@@ -189,6 +192,66 @@ def plugins(as_json: Json = False) -> None:
                 typer.echo(f"  {key}: {', '.join(row[key])}")
 
 
+def plan(
+    model: Annotated[
+        str, typer.Argument(metavar="MODULE:CALLABLE", help="What gives the model, uncalled.")
+    ],
+    at: Annotated[
+        list[str],
+        typer.Option(help="PATTERN=SPEC, or PATTERN=SPEC@input, @output or @around; repeatable."),
+    ],
+    condition_dim: Annotated[int | None, typer.Option(help="D, the condition's width.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Spec of the encoder of raw signals.")] = None,
+    start: Annotated[str, typer.Option(help="base or published.")] = "base",
+    as_json: Json = False,
+) -> None:
+    """Show what `condmod.attach` would put where in a model; imports MODULE and calls CALLABLE.
+
+    Example: condmod plan timm:create_my_vit --at "blocks.*.norm1=film" --condition-dim 128
+    """
+    from condmod.attaching.planning import plan as planned
+
+    found = planned(
+        _model(model),
+        dict(map(_pattern, at)),
+        condition_dim=condition_dim,
+        encoder=encoder,
+        start=start,  # type: ignore[arg-type]  # plan says what it may be
+    )
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        typer.echo(str(found))
+
+
+def _pattern(text: str) -> tuple[str, Any]:
+    """A pattern and its spec, with a placement behind an @."""
+    pattern, equals, spec = text.partition("=")
+    if not equals:
+        raise SpecError(f"--at takes PATTERN=SPEC, as in 'blocks.*.norm1=film'; got {text!r}")
+    head, mark, placement = spec.rpartition("@")
+    if mark and placement in {"input", "output", "around"}:
+        return pattern, (head, placement)
+    return pattern, spec
+
+
+def _model(text: str) -> Any:
+    """What MODULE:CALLABLE gives; the folder that one stands in is searched too."""
+    from torch import nn
+
+    module, colon, name = text.partition(":")
+    if not (module and colon and name):
+        raise SpecError(f"the model is given as MODULE:CALLABLE, as in mine:build; got {text!r}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except Exception as error:
+        raise SpecError(f"{text} gave no model: {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise SpecError(f"{text} gave no model: {type(made).__name__} is no torch.nn.Module")
+    return made
+
+
 def _plugin_row(distribution: str) -> dict[str, Any]:
     return {"components": [], "commands": [], "hooks": [], "shut_out": shut_out(distribution)}
 
@@ -196,7 +259,7 @@ def _plugin_row(distribution: str) -> dict[str, Any]:
 def _validate_file(path: Path, kind: str) -> Any:
     from condmod import yaml_text
     from condmod.build import configure
-    from condmod.cli.documents import check, documents
+    from condmod.extensions import brought, check
 
     document = yaml_text.read(path)
     if not isinstance(document, str | Mapping):
@@ -207,7 +270,7 @@ def _validate_file(path: Path, kind: str) -> Any:
         )
     if not kind and (isinstance(document, str) or "name" in document):
         return configure(document).model_dump(mode="json")
-    kinds = documents()
+    kinds = brought("condmod_documents")
     kind = kind or (next(iter(kinds)) if len(kinds) == 1 else "")
     if kind not in kinds:
         for failed in filter(None, check().values()):

@@ -10,7 +10,7 @@ import typer
 from condmod.entries import module_of, owner, provenance, shut_out
 from condmod.errors import PluginConflictError, PluginError, told
 
-OWN = ("list", "show", "validate", "schema", "doctor", "plugins")
+OWN = ("list", "show", "validate", "schema", "doctor", "plugins", "plan")
 
 
 def brought() -> dict[str, list[metadata.EntryPoint]]:

@@ -25,7 +25,7 @@ Parts = Annotated[int, Field(ge=1, le=16)]
 class Normed(Protocol):
     """A modulator with one norm for all its parts."""
 
-    norm: Pass
+    norm: Pass | None
     site: condmod.Site
 
     def where(self) -> str:

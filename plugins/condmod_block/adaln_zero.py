@@ -1,10 +1,21 @@
 """adaLN-Zero of DiT."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
 
 import condmod
-from condmod.functional import ScaleShiftGate, blank_linear, normalisation, reset_constant
-from condmod_block._around import Eps, Parts, enter_normed, exit_gated, prepare_silu, unpack_parts
+from condmod.functional import (
+    ScaleShiftGate,
+    blank_linear,
+    featurewise_scale,
+    gated_residual,
+    normalisation,
+    reset_constant,
+    same_shape,
+)
+from condmod_block._around import Eps, Parts, enter_normed, prepare_silu, unpack_parts
 
 
 class AdaLNZeroConfig(condmod.ModulatorConfig):
@@ -12,6 +23,12 @@ class AdaLNZeroConfig(condmod.ModulatorConfig):
 
     parts: Parts = 2
     """How many sublayers one projection serves; DiT has 2, attention and feed-forward."""
+    norm: Literal["layer", "none"] = "layer"
+    """LN as in DiT, or none where the sublayer has a norm in front already."""
+    residual: bool = True
+    """Add x as in DiT; False where what is around the sublayer does."""
+    gate: Literal["linear", "one_plus"] = "linear"
+    """How the gate is read: gate as in DiT, or 1 + gate, which leaves a branch open at 0."""
     eps: Eps = 1e-6
     """Added to the variance."""
     init: Literal["published", "identity"] = "published"
@@ -22,7 +39,8 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
     """adaLN-Zero: x + gate·f((1 + scale)·LN(x) + shift), around each of `parts` sublayers f.
 
     LN has no parameters. One projection W·silu(c) + b gives all parts, rows
-    [shift, scale, gate] for each part in turn.
+    [shift, scale, gate] for each part in turn. Attached around a sublayer of a model that stays
+    as it is, it is (1 + gate)·f((1 + scale)·x + shift), which starts as f(x).
 
     Shapes:
         x (B, ..., C) or (B, C, ...), any rank from 2; condition (B, D) or aligned to x; LN is
@@ -43,15 +61,39 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
     unpack = unpack_parts
     generate = condmod.generate_linear
     enter = enter_normed
-    exit = exit_gated
 
     def __init__(self, config: AdaLNZeroConfig, site: condmod.Site) -> None:
         super().__init__(config, site)
         self.parts = config.parts
-        self.norm = normalisation("layer", site.features, site.channel_dim, eps=config.eps)
+        self.norm = (
+            normalisation("layer", site.features, site.channel_dim, eps=config.eps)
+            if config.norm == "layer"
+            else None
+        )
         self.proj = blank_linear(self.condition_dim, 3 * config.parts * site.features)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set every parameter as at the start; nothing is random."""
-        reset_constant(self.proj, (0, 0, self.config.init == "identity") * self.parts)
+        opened = self.config.init == "identity" and self.config.gate == "linear"
+        reset_constant(self.proj, (0, 0, opened) * self.parts)
+
+    @classmethod
+    def as_base(cls, config: AdaLNZeroConfig) -> Mapping[str, Any]:  # noqa: ARG003
+        """No second norm, no second residual, and an open branch."""
+        return {"norm": "none", "residual": False, "gate": "one_plus"}
+
+    def exit(
+        self,
+        x: Tensor,
+        y: Tensor,
+        modulation: ScaleShiftGate,
+        sublayer: condmod.Sublayer | None,  # noqa: ARG002
+    ) -> Tensor:
+        """The gated output of the sublayer, joined to x where there is a residual."""
+        dim, form = self.site.channel_dim, self.config.gate
+        if self.config.residual:
+            return gated_residual(x, y, modulation.gate, dim, form=form, where=self.where)
+        same_shape(x, y, self.where)
+        scale: Literal["raw", "one_plus"] = "raw" if form == "linear" else "one_plus"
+        return featurewise_scale(y, modulation.gate, dim, form=scale, where=self.where)

@@ -13,14 +13,16 @@ def shares(parts: int) -> tuple[str, ...]:
     return tuple(f"{name} {part}" for part in range(parts) for name in SSG)
 
 
-def rows(component: str, source: str, module: str, parts: int | None = None) -> Codec:
+def rows(
+    component: str, source: str, module: str, parts: int | None = None, **requires: Any
+) -> Codec:
     """One projection whose rows both keep in the same order."""
 
     def layout(config: Any) -> Sequence[Layout]:
         order = shares(config.parts if parts is None else parts)
         return linear({"proj": order}, {module: order})
 
-    return Codec(component, source, layout)
+    return Codec(component, source, layout, requires=requires)
 
 
 def table(component: str, source: str, trunk: str) -> Codec:
@@ -71,8 +73,8 @@ def stable_audio_trunk(_: Any) -> Sequence[Layout]:
 
 
 CODECS = [
-    rows("adaln_zero", "dit", "adaLN_modulation.1"),
-    rows("adaln_zero", "diffusers", "linear"),
+    rows("adaln_zero", "dit", "adaLN_modulation.1", gate="linear"),
+    rows("adaln_zero", "diffusers", "linear", gate="linear"),
     rows("mmdit", "diffusers", "linear"),
     rows("mmdit", "flux", "lin"),
     rows("mmdit", "sd3", "adaLN_modulation.1"),

@@ -111,6 +111,7 @@ ERRORS = {
     "ShapeError": ValueError,
     "ConditionError": ValueError,
     "DefinitionError": TypeError,
+    "FoldError": ValueError,
     "PluginError": ImportError,
     "PluginConflictError": ImportError,
     "CheckpointError": ValueError,

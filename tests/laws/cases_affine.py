@@ -60,6 +60,11 @@ def adaln_zero(x, parts, state, *sublayers):
     return x
 
 
+def adaln_zero_attached(x, parts, state, sublayer):
+    shift, scale, gate = parts.chunk(3, -1)
+    return (1 + gate) * sublayer(x * (1 + scale) + shift)
+
+
 def adaln_zero_neutral(site):
     def neutral(module, x, *sublayers):
         dim = site.channel_dim
@@ -149,6 +154,12 @@ def norm_family(site):
             naive(site, adaln_zero, F.silu),
             neutral=adaln_zero_neutral(site),
         )
+    yield ModulatorCase(
+        "adaln_zero(parts=1, norm='none', residual=False, gate='one_plus')",
+        site,
+        naive(site, adaln_zero_attached, F.silu),
+        neutral=lambda module, x, sublayer: sublayer(x),
+    )
     yield ModulatorCase(
         "ada_group_norm(groups=3)",
         site,

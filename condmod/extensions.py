@@ -1,9 +1,11 @@
-"""The kinds of YAML file that plugins read, so that `validate` and `schema` know them."""
+"""What the plugins of the group `condmod.plugins` bring, hook by hook."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from importlib import metadata
+from typing import Any
 
 import pluggy
 
@@ -12,12 +14,12 @@ from condmod.entries import module_of, owner, provenance, shut_out
 from condmod.errors import PluginError, told
 
 
-def documents() -> dict[str, hooks.Document]:
-    """Every kind of document of every plugin, by name; a plugin that fails brings none."""
-    found: dict[str, hooks.Document] = {}
+def brought(hook: str) -> dict[str, Any]:
+    """Everything that plugins bring by a hook, by name; a plugin that fails brings nothing."""
+    found: dict[str, Any] = {}
     for point in _points():
         try:
-            found.update(_kinds(point))
+            found.update(_asked(point, hook))
         except PluginError:  # `check` tells of it
             continue
     return found
@@ -28,10 +30,11 @@ def check() -> dict[str, PluginError | None]:
     verdicts: dict[str, PluginError | None] = {}
     for point in _points():
         verdicts.setdefault(module_of(point), None)
-        try:
-            _kinds(point)
-        except PluginError as error:
-            verdicts[module_of(point)] = error
+        for hook in ("condmod_documents", "condmod_layers"):
+            try:
+                _asked(point, hook)
+            except PluginError as error:
+                verdicts[module_of(point)] = error
     return verdicts
 
 
@@ -40,15 +43,15 @@ def _points() -> list[metadata.EntryPoint]:
     return [point for point in points if not shut_out(owner(point)[0])]
 
 
-def _kinds(point: metadata.EntryPoint) -> dict[str, hooks.Document]:
-    """The kinds of one plugin, asked alone."""
+def _asked(point: metadata.EntryPoint, hook: str) -> Mapping[str, Any]:
+    """What one plugin brings, asked alone."""
     manager = pluggy.PluginManager("condmod")
     manager.add_hookspecs(hooks)
-    found: dict[str, hooks.Document] = {}
+    found: dict[str, Any] = {}
     try:
         manager.register(importlib.import_module(module_of(point)))
-        for kinds in manager.hook.condmod_documents():
-            found.update(kinds)
+        for brings in getattr(manager.hook, hook)():
+            found.update(brings)
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"the plugin {point.name!r} comes from {provenance(point)}, whose module "

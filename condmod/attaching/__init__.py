@@ -1,0 +1,1 @@
+"""Modulators on a model that stays as it is: plan, attach, save, fold."""

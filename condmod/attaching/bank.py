@@ -1,0 +1,145 @@
+"""Every modulator of an attachment, and its encoder: what trains and what is saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from condmod.attaching.planning import Plan, build_bank
+from condmod.build import create_encoder
+from condmod.errors import ConditionError, SiteError
+from condmod.site import Condition, Signal
+
+_POSITIONS = 3  # how many positions the check of a start has along each axis
+
+
+class AttachedBank(nn.Module):
+    """The modulators of every site, and the encoder if there is one.
+
+    Args:
+        plan: what goes where.
+    """
+
+    groups: Any
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.encoder = (
+            None if plan.encoder is None else create_encoder(plan.encoder, plan.condition_dim)
+        )
+        self.groups = nn.ModuleList(build_bank(sites) for sites in plan.groups().values())
+
+    def forward(self, condition: Any) -> dict[str, Any]:
+        """The modulation of every site, by name, of a condition or of the encoder's signals."""
+        made: dict[str, Any] = {}
+        encoded: Condition = condition if self.encoder is None else self.encoder(condition)
+        for group in self.groups:
+            made.update(group(_seated(encoded, group) if self.encoder is not None else encoded))
+        return made
+
+    def modulators(self) -> dict[str, Any]:
+        """Every modulator, by the name of its site."""
+        return {name: group[name] for group in self.groups for name in group}
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter afresh."""
+        for module in (self.encoder, *self.groups):
+            if module is not None:
+                module.reset_parameters()
+
+    def check_condition(self, condition: Any) -> None:
+        """Check that a condition's tensors are where the bank is.
+
+        Raises:
+            ConditionError: on another device, or a floating condition of another dtype that no
+                encoder and no autocast takes.
+        """
+        own = next(self.parameters(), None)
+        if own is None:
+            return
+        for tensor in _tensors(condition):
+            if tensor.device != own.device:
+                raise ConditionError(
+                    f"the condition is on {tensor.device}, the attached modulators are on "
+                    f"{own.device}; move one of them"
+                )
+            plain = self.encoder is None and not torch.is_autocast_enabled(own.device.type)
+            if plain and tensor.is_floating_point() and tensor.dtype != own.dtype:
+                raise ConditionError(
+                    f"the condition is {tensor.dtype}, the attached modulators are {own.dtype}; "
+                    "convert one of them, or use autocast"
+                )
+
+    def check_start(self) -> None:
+        """Check that every modulator starts as what it is attached to, bit for bit.
+
+        Raises:
+            SiteError: which does not.
+        """
+        for group in self.groups:
+            inner = {name: _innermost(group[name]) for name in group}
+            owned = any(inner[name] is not group[name] for name in inner)
+            with torch.no_grad():
+                made = {} if owned else group(_probe(group[next(iter(inner))]))
+                for name, modulator in inner.items():
+                    modulation = modulator.generate(_probe(modulator)) if owned else made[name]
+                    if not _leaves_alone(modulator, modulation):
+                        raise SiteError(
+                            f"{modulator.config} at {name!r} cannot start as the base: it changes "
+                            "features from the start (a norm, a second residual, or a start that "
+                            "is not the identity); choose one that leaves them, such as film or "
+                            "dense_film, or ask for start='published'"
+                        )
+
+
+def _leaves_alone(modulator: Any, modulation: Any) -> bool:
+    site = modulator.site
+    middle = (_POSITIONS,) * (2 if site.channel_dim == 1 else 1)
+    shape = (2, site.features, *middle) if site.channel_dim == 1 else (2, *middle, site.features)
+    x = _ramp(modulator, shape)
+    if hasattr(modulator, "modulate"):
+        return torch.equal(modulator.modulate(x, modulation), x)
+    return torch.equal(modulator.around(x, modulation, torch.sin), x.sin())
+
+
+def _probe(modulator: Any) -> Tensor:
+    """A condition for a check of the start."""
+    return _ramp(modulator, (2, modulator.site.condition_dim))
+
+
+def _ramp(modulator: Any, shape: tuple[int, ...]) -> Tensor:
+    """Values of both signs, without drawing any, where the modulator is."""
+    own = next(modulator.parameters(), torch.empty(0))
+    count = torch.Size(shape).numel()
+    ramp = torch.linspace(-2, 3, count, device=own.device, dtype=torch.float32)
+    return ramp.to(own.dtype).reshape(shape)
+
+
+def _innermost(modulator: Any) -> Any:
+    """The modulator itself, or what one that owns an encoder holds."""
+    while hasattr(modulator, "inner"):
+        modulator = modulator.inner
+    return modulator
+
+
+def _seated(encoded: Any, group: Any) -> Any:
+    """An encoder's output (B, T, D) for sites whose features are channels first: (B, D, T)."""
+    value = encoded.value if isinstance(encoded, Signal) else encoded
+    firsts = {group[name].site.channel_dim == 1 for name in group}
+    if value.ndim < 3 or firsts == {False}:
+        return encoded
+    moved = value.movedim(-1, 1)
+    return encoded._replace(value=moved) if isinstance(encoded, Signal) else moved
+
+
+def _tensors(condition: Any) -> list[Tensor]:
+    """The tensors of a condition, of a Signal, or of a mapping of them."""
+    if isinstance(condition, Tensor):
+        return [condition]
+    if isinstance(condition, dict):
+        return [tensor for part in condition.values() for tensor in _tensors(part)]
+    if isinstance(condition, Signal):
+        return [*_tensors(condition.value), *(t for t in condition[1:] if isinstance(t, Tensor))]
+    return []

@@ -1,0 +1,187 @@
+"""What a module's features are: by its class, or as seen on an example."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from condmod.attaching.sites import Placement
+from condmod.extensions import brought
+from condmod.layer import Layer
+
+
+class Unknown(str):
+    """Why a class tells nothing, where an example might."""
+
+
+class Features(NamedTuple):
+    """What a site sees: C, where the channels lie, and how its module takes and gives them."""
+
+    features: int
+    channel_dim: int
+    argument: str
+    item: int
+
+
+def infer(module: nn.Module, placement: Placement) -> Features | str:
+    """The features at a module, or why its class does not tell them.
+
+    Args:
+        module: the module.
+        placement: on what it reads, on what it gives, or around it.
+    """
+    if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+        return f"a {type(module).__name__} is never called; match what it holds"
+    if isinstance(module, nn.Sequential):
+        return _of_sequence(module, placement)
+    layer = layer_of(module)
+    if layer is None:
+        return Unknown(f"nothing is known of the class {_path(_base(type(module)))}")
+    if layer.refuses is not None and (reason := layer.refuses(module, placement)):
+        return reason
+    gives = layer.gives(module)
+    reads = gives if layer.reads is None else layer.reads(module)
+    if placement == "around" and reads != gives:
+        return f"it turns {reads} features into {gives}, and what acts around it keeps their number"
+    dim = layer.channel_dim(module) if callable(layer.channel_dim) else layer.channel_dim
+    features = reads if placement == "input" else gives
+    return Features(features, dim, layer.argument or first_argument(module), layer.item)
+
+
+def layer_of(module: nn.Module) -> Layer | None:
+    """What is known of a module's class, or of the nearest base whose forward it has."""
+    known = _known()
+    own = _base(type(module))
+    bases: tuple[Any, ...] = own.__mro__
+    for base in bases:
+        if (layer := known.get(_path(base))) is not None:
+            return layer if own.forward is base.forward else None
+    return None
+
+
+def first_argument(module: nn.Module) -> str:
+    """The name of the argument that a module's forward takes first."""
+    names = list(inspect.signature(type(module).forward).parameters)
+    return names[1] if len(names) > 1 else ""
+
+
+def _base(cls: type[Any]) -> type[Any]:
+    """The class of a module before it was attached to."""
+    base: type[Any] = getattr(cls, "_condmod_base", cls)
+    return base
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _of_sequence(module: nn.Sequential, placement: Placement) -> Features | str:
+    """The features of a Sequential are those of its ends."""
+    if not len(module):
+        return "an empty Sequential has no features"
+    ends = {"input": [(0, "input")], "output": [(-1, "output")]}
+    found = [
+        infer(module[place], "input" if end == "input" else "output")
+        for place, end in ends.get(placement, [(0, "input"), (-1, "output")])
+    ]
+    for end in found:
+        if isinstance(end, str):
+            return type(end)(f"of an end of the {type(module).__name__}: {end}")
+    first, last = found[0], found[-1]
+    assert isinstance(first, Features)
+    assert isinstance(last, Features)
+    if first[:2] != last[:2]:
+        return (
+            f"it turns {first.features} features into {last.features}, and what acts around it "
+            "keeps their number"
+        )
+    return Features(last.features, last.channel_dim, "input", last.item)
+
+
+@cache
+def _known() -> Mapping[str, Layer]:
+    """Torch's own layers, and those that plugins know, by the path of the class."""
+    return {**{_path(cls): layer for cls, layer in _TORCH.items()}, **brought("condmod_layers")}
+
+
+def _sequence_first(module: Any, placement: str) -> str:  # noqa: ARG001
+    if not module.batch_first:
+        return f"a {type(module).__name__} with batch_first=False has its batch at dim 1"
+    return ""
+
+
+def _attention(module: Any, placement: str) -> str:
+    if placement != "output":
+        return (
+            "its query, key and value are three arguments; place the site on the norm or the "
+            "projection before it"
+        )
+    return _sequence_first(module, placement)
+
+
+def _output_alone(module: Any, placement: str) -> str:
+    if placement != "output":
+        return f"a {type(module).__name__} reads no features; its output can be conditioned"
+    return ""
+
+
+def _one_axis(module: Any, placement: str) -> str:  # noqa: ARG001
+    if len(module.normalized_shape) > 1:
+        return f"it normalises over {len(module.normalized_shape)} axes, not over channels alone"
+    return ""
+
+
+def _hidden(module: Any) -> int:
+    directions = 2 if module.bidirectional else 1
+    return directions * (getattr(module, "proj_size", 0) or module.hidden_size)
+
+
+def _last_block(module: Any) -> int:
+    return int(module.layers[-1].linear2.out_features)
+
+
+_LINEAR = Layer(lambda m: m.out_features, lambda m: m.in_features)
+_CONV = Layer(lambda m: m.out_channels, lambda m: m.in_channels, channel_dim=1)
+_NORM = Layer(lambda m: m.normalized_shape[0], refuses=_one_axis)
+_BATCH_NORM = Layer(lambda m: m.num_features, channel_dim=1)
+_RECURRENT = Layer(_hidden, lambda m: m.input_size, refuses=_sequence_first)
+_BLOCK = Layer(
+    lambda m: m.linear2.out_features,
+    refuses=lambda m, placement: _sequence_first(m.self_attn, placement),
+)
+_STACK = Layer(
+    _last_block, refuses=lambda m, placement: _sequence_first(m.layers[-1].self_attn, placement)
+)
+_TORCH: dict[type[nn.Module], Layer] = {
+    nn.Linear: _LINEAR,
+    nn.modules.linear.NonDynamicallyQuantizableLinear: _LINEAR,
+    nn.Conv1d: _CONV,
+    nn.Conv2d: _CONV,
+    nn.Conv3d: _CONV,
+    nn.ConvTranspose1d: _CONV,
+    nn.ConvTranspose2d: _CONV,
+    nn.ConvTranspose3d: _CONV,
+    nn.Embedding: Layer(lambda m: m.embedding_dim, refuses=_output_alone),
+    nn.LayerNorm: _NORM,
+    nn.RMSNorm: _NORM,
+    nn.GroupNorm: Layer(lambda m: m.num_channels, channel_dim=1),
+    nn.BatchNorm1d: _BATCH_NORM,
+    nn.BatchNorm2d: _BATCH_NORM,
+    nn.BatchNorm3d: _BATCH_NORM,
+    nn.SyncBatchNorm: _BATCH_NORM,
+    nn.InstanceNorm1d: _BATCH_NORM,
+    nn.InstanceNorm2d: _BATCH_NORM,
+    nn.InstanceNorm3d: _BATCH_NORM,
+    nn.MultiheadAttention: Layer(lambda m: m.embed_dim, refuses=_attention),
+    nn.TransformerEncoderLayer: _BLOCK,
+    nn.TransformerDecoderLayer: _BLOCK,
+    nn.TransformerEncoder: _STACK,
+    nn.TransformerDecoder: _STACK,
+    nn.LSTM: _RECURRENT,
+    nn.GRU: _RECURRENT,
+    nn.RNN: _RECURRENT,
+}

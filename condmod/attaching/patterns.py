@@ -1,0 +1,103 @@
+"""Which modules of a model a pattern names: dotted globs, `re:` and `type:`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import nn
+
+from condmod.errors import SiteError
+from condmod.spec import nearest
+
+_HOW = (
+    "a pattern is a dotted name in which * stands for a part of one segment and ** for any "
+    "segments, as in 'blocks.*.norm1' or '**.norm1'; or 're:' and a regular expression for the "
+    "whole name; or 'type:' and a class, as in 'type:LayerNorm'"
+)
+_COMPILED = "_orig_mod"  # how torch.compile names what it wraps
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module below the model by its dotted name; torch.compile's wrapper has no name."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        plain = plain_name(name)
+        if plain:
+            found.setdefault(plain, module)
+    return found
+
+
+def plain_name(name: str) -> str:
+    """A dotted name without the segments that torch.compile adds."""
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
+def match(pattern: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The names that a pattern matches, in the model's order.
+
+    Raises:
+        SiteError: it is no pattern, or nothing matches it.
+    """
+    reads = reader(pattern)
+    found = [name for name, module in modules.items() if reads(name, module)]
+    if not found:
+        raise SiteError(f"the pattern {pattern!r} matches no module{_mend(pattern, modules)}")
+    return found
+
+
+def reader(pattern: str) -> Callable[[str, nn.Module | None], bool]:
+    """What tells whether a name, and for `type:` its module, is meant.
+
+    Raises:
+        SiteError: it is no pattern.
+    """
+    if not isinstance(pattern, str):
+        raise SiteError(f"{_HOW}; got {pattern!r:.80}")
+    kind, _, rest = pattern.partition(":")
+    if kind == "type" and rest:
+        return lambda _name, module: rest in _classes(type(module))
+    if kind == "re" and rest:
+        try:
+            expression = re.compile(rest)
+        except re.error as error:
+            raise SiteError(f"the pattern {pattern!r} is no regular expression: {error}") from None
+        return lambda name, _module: expression.fullmatch(name) is not None
+    segments = pattern.split(".")
+    if not all(segments) or not all(re.fullmatch(r"[\w*/\-]+", segment) for segment in segments):
+        raise SiteError(f"{pattern!r} is no pattern: {_HOW}")
+    glob = _glob(pattern)
+    return lambda name, _module: glob.fullmatch(name) is not None
+
+
+def _classes(cls: type) -> set[str]:
+    """The names of a class and its bases, short and with their module."""
+    bases = [base for base in cls.__mro__ if base not in (nn.Module, object)]
+    return {
+        name for base in bases for name in (base.__name__, f"{base.__module__}.{base.__qualname__}")
+    }
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """The expression of a glob: ** takes whole segments, and none of them too."""
+    parts = ""
+    segments = pattern.split(".")
+    for place, segment in enumerate(segments):
+        last = place == len(segments) - 1
+        if segment == "**":
+            parts += r"[^.]+(?:\.[^.]+)*" if last else r"(?:[^.]+\.)*"
+            continue
+        parts += re.escape(segment).replace(r"\*", "[^.]*") + ("" if last else r"\.")
+    return re.compile(parts)
+
+
+def _mend(pattern: str, modules: Iterable[str]) -> str:
+    names = list(modules)
+    if "*" not in pattern and ":" not in pattern:
+        return nearest(pattern, names) or _listed(names)
+    below = [name for name in names if name.count(".") == 0]
+    return _listed(below)
+
+
+def _listed(names: list[str]) -> str:
+    return f"; the model has {', '.join(names):.200}" if names else "; the model has no submodules"

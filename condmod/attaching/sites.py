@@ -1,0 +1,181 @@
+"""A site on a module of the base: its class swapped for one that reads the slots.
+
+One class for each class of the base, cached as torch's own parametrizations and FSDP2 do; what
+differs between modules is data on the instance. So a deep copy and a pickle stay conditioned, keys
+of the state dict stay, `isinstance` holds, and equal blocks share one compiled graph.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from condmod.attaching.frames import Slot
+from condmod.errors import ShapeError, SiteError
+
+Placement = Literal["input", "output", "around"]
+
+
+class Swapped:
+    """What a module's site is: where it acts and which slot it reads.
+
+    Args:
+        slot: holds what it applies.
+        placement: on what the module reads, on what it gives, or both.
+        reads: the name of the argument that holds the features.
+        gives: which of several outputs holds them.
+    """
+
+    def __init__(self, slot: Slot, placement: Placement, reads: str, gives: int) -> None:
+        self.slot = slot
+        self.placement = placement
+        self.reads = reads
+        self.gives = gives
+        self.on = True
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """The arguments with the features modulated, and these as they came."""
+        modulator, modulation, strength = self.held()
+        x = args[0] if args else kwargs.get(self.reads)
+        if not isinstance(x, Tensor):
+            raise ShapeError(
+                f"the site {self.slot.place!r} conditions what its module reads, the argument "
+                f"{self.reads!r}; it was called with {type(x).__name__}"
+            )
+        if self.placement == "input":
+            entered = modulator.modulate(x, modulation)
+        else:
+            entered = modulator.enter(x, modulation[0], module if modulator.reads_weight else None)
+        entered = _partly(x, entered, strength)
+        args = tuple(entered if arg is x else arg for arg in args)
+        return args, {key: entered if arg is x else arg for key, arg in kwargs.items()}, x
+
+    def exit(self, module: nn.Module, x: Any, output: Any) -> Any:
+        """The module's output with the features in it modulated."""
+        modulator, modulation, strength = self.held()
+        if self.placement == "output":
+            return self._through(
+                output, lambda y: _partly(y, modulator.modulate(y, modulation), strength)
+            )
+        sublayer = module if modulator.reads_weight else None
+        return self._through(
+            output, lambda y: _partly(y, modulator.exit(x, y, modulation[0], sublayer), strength)
+        )
+
+    def held(self) -> tuple[Any, Any, Tensor | None]:
+        """What the slot holds, unpacked so that a refusal speaks."""
+        held: Any = self.slot.held
+        modulator, modulation, strength = held
+        return modulator, modulation, strength
+
+    def _through(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """The output with its features changed, whatever container they lie in."""
+        if isinstance(output, Tensor):
+            return change(output)
+        kind: Any = type(output)
+        if isinstance(output, Mapping) and len(output) > self.gives:
+            key = list(output)[self.gives]
+            return kind(**{**output, key: change(output[key])})
+        if isinstance(output, tuple | list) and len(output) > self.gives:
+            items = list(output)
+            items[self.gives] = change(items[self.gives])
+            return kind(*items) if hasattr(output, "_fields") else kind(items)
+        raise ShapeError(
+            f"the site {self.slot.place!r} conditions what its module gives, a tensor or the item "
+            f"{self.gives} of several; it gave {type(output).__name__}"
+        )
+
+
+def _partly(x: Tensor, y: Tensor, strength: Tensor | None) -> Tensor:
+    """Y at strength 1, x bit for bit at 0."""
+    return y if strength is None else torch.lerp(x, y, strength.to(x.dtype))
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _conditioned(base: type[nn.Module]) -> type[nn.Module]:
+    """The class that a module of class `base` gets, the same one each time."""
+    if base not in _CLASSES:
+        _CLASSES[base] = _subclass(base)
+    return _CLASSES[base]
+
+
+def _subclass(base: type[nn.Module]) -> type[nn.Module]:
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        sites = [site for site in self._condmod_sites if site.on and site.slot.held is not None]
+        entered = []
+        for site in reversed(sites):
+            x = None
+            if site.placement != "output":
+                args, kwargs, x = site.enter(self, args, kwargs)
+            entered.append(x)
+        output = base.forward(self, *args, **kwargs)
+        for site in sites:
+            x = entered.pop()
+            if site.placement != "input":
+                output = site.exit(self, x, output)
+        return output
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        reduced: Any = base.__reduce_ex__(self, protocol)
+        construct, arguments, *rest = reduced
+        return _rebuild, (base, construct, arguments[1:]), *rest
+
+    body = {
+        "forward": forward,
+        "__reduce_ex__": reduce,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_condmod_base": base,
+    }
+    return type(base.__name__, (base,), body)
+
+
+def _rebuild(base: type[nn.Module], construct: Any, arguments: Any) -> Any:
+    return construct(_conditioned(base), *arguments)
+
+
+def swap(module: nn.Module, site: Swapped) -> None:
+    """Put a site on a module; the last one put is the outermost.
+
+    Raises:
+        SiteError: its class cannot be swapped, or its forward is not its class's.
+    """
+    if "forward" in vars(module):
+        raise SiteError(
+            f"the forward of {site.slot.place!r} is set on the module itself, as accelerate's "
+            "hooks do, so that no other would be called; attach first, then wrap"
+        )
+    sites = sites_of(module)
+    if not hasattr(type(module), "_condmod_base"):
+        try:
+            module.__class__ = _conditioned(type(module))
+        except TypeError as error:
+            raise SiteError(
+                f"the class {type(module).__name__} of {site.slot.place!r} cannot be conditioned: "
+                f"{error}"
+            ) from None
+    module.__dict__["_condmod_sites"] = (*sites, site)
+
+
+def restore(module: nn.Module, site: Swapped) -> None:
+    """Take a site off a module; without sites it has its own class again."""
+    left = tuple(other for other in sites_of(module) if other is not site)
+    module.__dict__["_condmod_sites"] = left
+    if left or "_condmod_base" not in vars(type(module)):  # or FSDP2 has wrapped the class
+        return
+    del module.__dict__["_condmod_sites"]
+    module.__class__ = type(module)._condmod_base  # type: ignore[attr-defined]
+
+
+def sites_of(module: nn.Module) -> tuple[Swapped, ...]:
+    """The sites on a module, the innermost first."""
+    sites: tuple[Swapped, ...] = vars(module).get("_condmod_sites", ())
+    return sites
