@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ class AttachedBank(nn.Module):
                     f"{own.device}; move one of them"
                 )
             plain = self.encoder is None and not torch.is_autocast_enabled(own.device.type)
+            plain = plain and type(own) is nn.Parameter  # FSDP2 may gather another dtype
             if plain and tensor.is_floating_point() and tensor.dtype != own.dtype:
                 raise ConditionError(
                     f"the condition is {tensor.dtype}, the attached modulators are {own.dtype}; "
@@ -138,7 +140,7 @@ def _tensors(condition: Any) -> list[Tensor]:
     """The tensors of a condition, of a Signal, or of a mapping of them."""
     if isinstance(condition, Tensor):
         return [condition]
-    if isinstance(condition, dict):
+    if isinstance(condition, Mapping):
         return [tensor for part in condition.values() for tensor in _tensors(part)]
     if isinstance(condition, Signal):
         return [*_tensors(condition.value), *(t for t in condition[1:] if isinstance(t, Tensor))]

@@ -327,7 +327,8 @@ class Conditioned(nn.Module):
         if strength is None:
             return None
         own = next(self.bank.parameters(), torch.empty(0))
-        weight = torch.as_tensor(strength, dtype=torch.float32, device=own.device)
+        # A product, since as_tensor would have a compiled model recompile for every number.
+        weight = torch.ones((), device=own.device) * strength
         if weight.ndim:
             raise ConditionError(
                 f"strength is a number or a tensor without dims; got {tuple(weight.shape)}"

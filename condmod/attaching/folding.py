@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from condmod.attaching.sites import Placement
+from condmod.errors import ShapeError
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -99,12 +100,13 @@ def _affine(modulator: Any, act: Callable[[Tensor], Tensor], strength: float) ->
         Refused: it is something else.
     """
     dim = modulator.site.channel_dim
-    zeros, ones, *others = _probes(modulator)
-    lines = [act(probe).movedim(dim, -1) for probe in (zeros, ones)]
-    shift, scale = lines[0][0, 0], (lines[1] - lines[0])[0, 0]
-    for probe in (zeros, ones, *others):
-        want = probe.movedim(dim, -1) * scale + shift
-        if not torch.allclose(act(probe).movedim(dim, -1), want, rtol=1e-10, atol=1e-10):
+    try:
+        probed = [(x.movedim(dim, -1), act(x).movedim(dim, -1)) for x in _probes(modulator)]
+    except ShapeError:
+        raise Refused("the condition differs between positions") from None
+    shift, scale = probed[0][1][0, 0], (probed[1][1] - probed[0][1])[0, 0]
+    for x, y in probed:
+        if not torch.allclose(y, x * scale + shift, rtol=1e-10, atol=1e-10):
             raise Refused(f"{modulator.name} is no fixed scale and shift of each channel")
     return Affine(1 + strength * (scale - 1), strength * shift)
 

@@ -21,7 +21,6 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from condmod.errors import ConditionError
 
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _DYNAMO = torch._C._dynamo.eval_frame
 
@@ -84,7 +83,7 @@ _REENTRANT = CheckpointFunction.backward.__code__
 _REENTRANT_TEXT = (
     "the site {!r} lies inside reentrant activation checkpointing, which gives its modulation no "
     "gradient; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False), in transformers "
-    "gradient_checkpointing_enable(gradient_checkpointing_kwargs={{'use_reentrant': False}})"
+    "activation_checkpointing_enable({{'use_reentrant': False}})"
 )
 
 

@@ -41,13 +41,17 @@ def infer(module: nn.Module, placement: Placement) -> Features | str:
     layer = layer_of(module)
     if layer is None:
         return Unknown(f"nothing is known of the class {_path(_base(type(module)))}")
-    if layer.refuses is not None and (reason := layer.refuses(module, placement)):
+    try:
+        reason = layer.refuses(module, placement) if layer.refuses is not None else ""
+        gives = layer.gives(module)
+        reads = gives if layer.reads is None else layer.reads(module)
+        dim = layer.channel_dim(module) if callable(layer.channel_dim) else layer.channel_dim
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        return Unknown(f"what is known of {_path(_base(type(module)))} does not hold: {error}")
+    if reason:
         return reason
-    gives = layer.gives(module)
-    reads = gives if layer.reads is None else layer.reads(module)
     if placement == "around" and reads != gives:
         return f"it turns {reads} features into {gives}, and what acts around it keeps their number"
-    dim = layer.channel_dim(module) if callable(layer.channel_dim) else layer.channel_dim
     features = reads if placement == "input" else gives
     return Features(features, dim, layer.argument or first_argument(module), layer.item)
 

@@ -88,9 +88,10 @@ def save(conditioned: Conditioned, folder: str | os.PathLike[str]) -> None:
         )
     tensors = {name: _whole(value) for name, value in conditioned.bank.state_dict().items()}
     document = _document(conditioned)
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not several or torch.distributed.get_rank() == 0:
         save_checkpoint(folder, tensors, document)
-    if torch.distributed.is_initialized():
+    if several:
         torch.distributed.barrier()
 
 

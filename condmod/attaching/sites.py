@@ -127,8 +127,17 @@ def _subclass(base: type[nn.Module]) -> type[nn.Module]:
         construct, arguments, *rest = reduced
         return _rebuild, (base, construct, arguments[1:]), *rest
 
+    def refuse_script(self: Any) -> Any:  # torch.jit.script calls it before it reads anything
+        place = self._condmod_sites[0].slot.place
+        raise SiteError(
+            f"torch.jit.script cannot read the site {place!r}, whose condition is set while the "
+            "model runs; detach first, or use torch.export.export(conditioned, args, kwargs), "
+            "torch.jit.trace or torch.compile"
+        )
+
     body = {
         "forward": forward,
+        "__prepare_scriptable__": refuse_script,
         "__reduce_ex__": reduce,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,

@@ -22,6 +22,7 @@ from condmod_lab.sections import (
 )
 
 _SPEC_FIELDS: Final = ("modulator", "encoder")
+_UNDECIDING: Final = ("output", "training.sharding")  # where and on what a run is, not what it is
 _CHOICES: Final = ("backbone", "data")  # pydantic puts the chosen variant's name behind these
 
 
@@ -99,12 +100,12 @@ def make_config(
 
 
 def differences(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
-    """Every field that differs but the run folder: "  key: theirs, not ours"."""
+    """Every field that decides a run and differs: "  key: theirs, not ours"."""
     left, right = flat(ours), flat(theirs)
     return [
         f"  {key}: {right.get(key, 'nothing')}, not {left.get(key, 'nothing')}"
         for key in dict.fromkeys([*left, *right])
-        if key != "output" and left.get(key) != right.get(key)
+        if key not in _UNDECIDING and left.get(key) != right.get(key)
     ]
 
 

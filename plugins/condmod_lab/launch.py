@@ -14,6 +14,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     LoggerType,
     ProjectConfiguration,
+    parse_flag_from_env,
 )
 
 from condmod_lab.config import TrainConfig
@@ -31,10 +32,16 @@ def make_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
 
     Raises:
         ConfigError: a tracker is unknown or not installed, the precision does not run here, the
-            environment tells of processes that are not there, or the batch cannot be shared out.
+            environment tells of processes that are not there or asks for accelerate's own FSDP, or
+            the batch cannot be shared out.
     """
     training = config.training
     _check_trackers(config.trackers)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ConfigError(
+            "accelerate's own FSDP wraps networks that it does not know; launch without --use_fsdp "
+            "and set training.sharding to fsdp2"
+        )
     # Accelerate keeps one state per process, and a run before this one may have had another.
     AcceleratorState._reset_state()
     try:

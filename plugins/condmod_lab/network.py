@@ -46,7 +46,7 @@ class Network(nn.Module):
             assert encoder is not None
             with own_draws("encoder"):
                 self.encoder = create_encoder(encoder, out_dim=section.condition_dim)
-        self.body: nn.Module = (
+        self.body: TransformerBody | ConvBody = (
             TransformerBody(spec, section, shape)
             if isinstance(section, TransformerConfig)
             else ConvBody(spec, section, shape[0])

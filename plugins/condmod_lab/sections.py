@@ -147,6 +147,9 @@ class TrainingConfig(Section):
     """Parts that a batch is computed in, one after the other, to save memory."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the network computes in (autocast); weights and optimiser stay in fp32."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """What several processes hold: all of the weights each (DDP), or a part each (FSDP2); one
+    process holds all of them."""
     label_drop: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of labels that are withheld, so that the network also learns the null condition."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from condmod import CheckpointError
 from condmod.serialization import load_state
+from condmod_lab.sharding import part_of
 
 AVERAGE: Final = "average."
 _MODEL: Final = "model."
@@ -48,10 +49,10 @@ def restore(
     Raises:
         CheckpointError: what is missing, unexpected, or of another shape.
     """
-    load_state(average.module, within(tensors, AVERAGE))
+    _load(average.module, within(tensors, AVERAGE))
     if finished:
         return
-    load_state(net, within(tensors, _MODEL))
+    _load(net, within(tensors, _MODEL))
     held = within(tensors, _OPTIMIZER)
     keys = sorted({name.partition(".")[0] for name in held})
     states: dict[int, dict[str, Tensor]] = {}
@@ -65,9 +66,15 @@ def restore(
                     f"the checkpoint does not fit the optimiser: {key} of {name} is "
                     + ("missing" if value is None else f"of shape {tuple(value.shape)}")
                 )
-            states.setdefault(place, {})[key] = value
+            states.setdefault(place, {})[key] = part_of(value, parameter)
     groups: Any = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into a module, of which each process may hold a part."""
+    held = module.state_dict()
+    load_state(module, {name: part_of(value, held.get(name)) for name, value in tensors.items()})
 
 
 def trained(net: nn.Module) -> dict[str, nn.Parameter]:

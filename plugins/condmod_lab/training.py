@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
 from condmod import CheckpointError
-from condmod.serialization import Checkpoint
+from condmod.serialization import Checkpoint, load_state
 from condmod_lab import journal
 from condmod_lab.config import TrainConfig, flat
 from condmod_lab.data import Split
@@ -27,6 +28,7 @@ from condmod_lab.network import Network, build
 from condmod_lab.order import Order
 from condmod_lab.progress import tell, track
 from condmod_lab.run_folder import Into, RunFolder, facts_of
+from condmod_lab.sharding import gather, shard, whole
 from condmod_lab.state import average_tensors, restore, trained, training_tensors
 from condmod_lab.stopping import Stopping
 from condmod_lab.writing import writing
@@ -83,7 +85,8 @@ def train(
     }
     accelerator.init_trackers("condmod", config=plain)
     several = accelerator.num_processes > 1
-    where = f"on {accelerator.num_processes} processes " * several
+    how = "sharded over" if loop.sharded else "on"
+    where = f"{how} {accelerator.num_processes} processes " * several
     where += f"from step {loop.done} " if loop.done else ""
     tell(
         console,
@@ -93,14 +96,13 @@ def train(
         with Stopping() as stopping, writing(folder.path):
             loop.run(console, stopping)
             if loop.stopped:
-                if accelerator.is_main_process:
-                    tell(console, _kept(loop, folder))
+                tell(console, _kept(loop, folder))
                 accelerator.wait_for_everyone()  # a launcher that sees one go ends the others
     except RunFolderError as error:
         raise RunFolderError(f"{error}; {loop.kept}; go on with --resume") from None
     if loop.stopped or stopping.asked is not None:  # in the last step, or in its save
         stopping.go()
-    return loop.averaged
+    return loop.averaged()
 
 
 def _check_same_step(done: int, accelerator: Accelerator) -> None:
@@ -148,6 +150,7 @@ class _Loop:
         training, learned = config.training, split.train
         check_batch(config, split)
         self.facts = facts_of(split)
+        self.sharded = training.sharding == "fsdp2" and accelerator.num_processes > 1
         self.order = Order(
             config.seed, len(learned), training.batch, split.shape, training.label_drop
         )
@@ -155,8 +158,15 @@ class _Loop:
         self.labels = learned.labels.to(accelerator.device)
         self.net = build(config, len(split.classes), split.shape).train()
         self.average = AveragedModel(
-            self.net, accelerator.device, multi_avg_fn=_warming_average(training.ema)
+            self.net,
+            None if self.sharded else accelerator.device,  # where a whole one may find no room
+            multi_avg_fn=_warming_average(training.ema),
         )
+        if self.sharded:
+            mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+            for net in (self.net, self.average.module):
+                assert isinstance(net, Network)
+                shard(net, mesh)
         self.parameters = list(trained(self.net).values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, training.learning_rate, weight_decay=training.weight_decay
@@ -164,9 +174,9 @@ class _Loop:
         self.schedule = OneCycleLR(
             self.optimizer, training.learning_rate, total_steps=training.steps
         )
-        self.model, self.stepper, self.scheduler = accelerator.prepare(
-            self.net, self.optimizer, self.schedule
-        )
+        # as if to evaluate, accelerate leaves out DDP
+        self.model = accelerator.prepare_model(self.net, evaluation_mode=self.sharded)
+        self.stepper, self.scheduler = accelerator.prepare(self.optimizer, self.schedule)
         self.done = 0
         self.saved = 0
         self.overflows = 0
@@ -174,11 +184,15 @@ class _Loop:
         self.losses: list[float] = []
         self.stopped = False
 
-    @property
     def averaged(self) -> Network:
-        net = self.average.module.eval()
+        """The network with averaged weights, in eval mode, in every process the whole of it."""
+        net = self.average.module
+        if self.sharded:
+            net = build(self.config, len(self.facts.classes), self.facts.shape)
+            load_state(net, gather(self.average.module.state_dict()))
+            net.to(self.accelerator.device)
         assert isinstance(net, Network)
-        return net
+        return net.eval()
 
     @property
     def kept(self) -> str:
@@ -188,10 +202,12 @@ class _Loop:
         return "no checkpoint was written yet"
 
     def save(self) -> None:
-        """Write a checkpoint; a finished run's holds the averaged weights alone."""
+        """Write a checkpoint, with parts from all processes; a finished run's is the average."""
         tensors, scaler = average_tensors(self.average), self.accelerator.scaler
         if self.done < self.config.training.steps:
             tensors |= training_tensors(self.net, self.optimizer)
+        main = self.accelerator.is_main_process
+        tensors = gather(tensors, keep=main)
         training = {
             "averaged": int(self.average.n_averaged),
             "losses": self.losses,
@@ -199,7 +215,8 @@ class _Loop:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "overflows": self.overflows,
         }
-        self.folder.save(tensors, self.config, self.facts, self.done, training)
+        if main:
+            self.folder.save(tensors, self.config, self.facts, self.done, training)
         self.saved = self.done
 
     def restore(self, found: Checkpoint) -> None:
@@ -238,7 +255,7 @@ class _Loop:
 
     def run(self, console: Console, stopping: Stopping) -> None:
         """Train until the last step, or until asked to stop."""
-        training, main = self.config.training, self.accelerator.is_main_process
+        training = self.config.training
         before, started = self.seconds, time.monotonic()
         with track(training.steps, console) as tracker:
             tracker.start(self.done)
@@ -252,7 +269,7 @@ class _Loop:
                 last = self.done == training.steps
                 if last or self.done % training.log_every == 0:
                     self.log(norm, rate)
-                if main and (last or self.done % training.checkpoint_every == 0):
+                if last or self.done % training.checkpoint_every == 0:
                     self.save()
 
     def log(self, norm: float, rate: float) -> None:
@@ -284,7 +301,8 @@ class _Loop:
                 loss = errors.mean()
                 accelerator.backward(loss)
                 total += loss.detach() / parts
-        norm = float(accelerator.clip_grad_norm_(self.parameters, self.config.training.clip))
+        clip = self.config.training.clip
+        norm = float(whole(accelerator.clip_grad_norm_(self.parameters, clip)))
         asked = torch.full_like(total, stopping.asked is not None)
         value, stop = accelerator.reduce(torch.stack([total, asked]), "mean").tolist()
         self.check(value, norm)

@@ -203,6 +203,12 @@ def test_an_encoders_signal_folds_without_its_dropout():
         ),
         (nn.Linear(6, 6), "film", C.expand(2, -1), "the condition has more than one sample"),
         (
+            nn.Linear(6, 6),
+            "film",
+            C[:, None].expand(1, 3, -1),
+            "the condition differs between positions",
+        ),
+        (
             nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)),
             ("film", condmod.Site(6)),
             C,

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -563,9 +564,11 @@ LAUNCHERS = {
 }
 
 
-def launch(launcher: str, file: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+def launch(
+    launcher: str, file: Path, *options: str, main: tuple[str, ...] = ("-m", "condmod")
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *LAUNCHERS[launcher], "-m", "condmod", "train", str(file), *options],
+        [sys.executable, *LAUNCHERS[launcher], *main, "train", str(file), *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -596,8 +599,145 @@ def test_two_processes_are_one_run_from_the_same_yaml(
     )
 
 
+SHARDED = "training.sharding=fsdp2"
+WATCHED = """
+    from collections import Counter
+
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.nn.modules.module import register_module_forward_pre_hook
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+    from torch.optim.swa_utils import AveragedModel
+
+    from condmod.cli import app
+    from condmod_lab.conv import ConvBlock
+    from condmod_lab.network import Network
+    from condmod_lab.transformer import TransformerBlock
+
+    seen, nets, update = Counter(), [], AveragedModel.update_parameters
+
+    def check(what, tensors):
+        seen[what] += 1
+        tensors = list(tensors)
+        assert tensors, what
+        for tensor in tensors:
+            assert isinstance(tensor, DTensor), (what, type(tensor))
+            assert tensor.placements == (Shard(0),), (what, tensor.placements)
+        kept = sum(tensor.to_local().numel() for tensor in tensors)
+        assert 0.3 < kept / sum(tensor.numel() for tensor in tensors) < 0.7, what
+
+    def stepped(optimizer, *_):
+        learned = [value for group in optimizer.param_groups for value in group["params"]]
+        check("parameters", learned)
+        check("gradients", [value.grad for value in learned])
+        for key in ("exp_avg", "exp_avg_sq"):
+            check(key, [optimizer.state[value][key] for value in learned])
+
+    def averaged(average, net):
+        update(average, net)
+        check("average", average.module.parameters())
+
+    def entered(module, _):
+        if module.training and isinstance(module, Network):
+            nets[:] = [module]
+        if module.training and isinstance(module, ConvBlock | TransformerBlock):
+            check("bank in a block", nets[0].body.bank.parameters())
+            check("other blocks", (p for b in nets[0].body.blocks if b is not module
+                                   for p in b.parameters()))
+
+    register_optimizer_step_post_hook(stepped)
+    register_module_forward_pre_hook(entered)
+    AveragedModel.update_parameters = averaged
+    app(standalone_mode=False)
+    print("seen", sorted(seen.items()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("backbone", "modulator", "precision"),
+    [("transformer", "adaln(affine=True)", "fp32"), ("conv", "adaln_zero", "fp16")],
+)
+def test_two_processes_that_share_out_their_weights_are_one_run_from_the_same_yaml(
+    tiny: Tiny, console: Console, tmp_path: Path, backbone: str, modulator: str, precision: str
+) -> None:
+    """FSDP2 on two gloo processes, each with a part of weights, gradients, optimiser and average.
+
+    One process computes the batch in two parts, as the two do, so that half precision rounds alike.
+    """
+    fields = {"backbone": {"name": backbone, "channels": 8, "blocks": 2, "condition_dim": 8}}
+    options = ["training.steps=12", f"training.precision={precision}"]
+    one = start(
+        tiny(*options, "training.accumulate=2", modulator=modulator, **fields,
+             output=str(tmp_path / "one")),
+        console,
+    )  # fmt: skip
+    file, script = tmp_path / "config.yaml", tmp_path / "watched.py"
+    file.write_text(tiny(*options, modulator=modulator, **fields).to_yaml())
+    script.write_text(textwrap.dedent(WATCHED))
+    done = launch("torchrun", file, "--set", SHARDED, main=(str(script),))
+    assert done.returncode == 0, done.stderr
+    each_step = dict.fromkeys(["average", "exp_avg", "exp_avg_sq", "gradients", "parameters"], 12)
+    seen = each_step | {"bank in a block": 24, "other blocks": 24}
+    assert done.stdout.count(f"seen {sorted(seen.items())}\n") == 2, done.stdout
+    assert "Warning" not in done.stderr
+    two = RunFolder(tmp_path / "run")
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert weights(two).keys() == weights(one).keys()
+    for name, value in weights(one).items():
+        assert torch.allclose(value, weights(two)[name], atol=2e-3), name  # Adam divides by ~0
+    assert two.load().step == 12
+    assert done.stdout.count("images drawn by") == 1
+    assert f"training {modulator}, 12 steps, sharded over 2 processes in " in done.stderr
+
+
+STOPPED = """
+    import signal
+
+    import torch.distributed as dist
+
+    from condmod.cli import main
+    from condmod_lab import flow, training
+
+    steps = []
+
+    def errors(*args):
+        steps.append(None)
+        if len(steps) == 5 and dist.get_rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return flow.flow_errors(*args)
+
+    training.flow_errors = errors
+    main()
+"""
+
+
+def test_a_sharded_run_stops_with_a_whole_checkpoint_and_goes_on_with_one_process(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    options = ["training.steps=12", "training.checkpoint_every=100"]
+    whole = start(tiny(*options, output=str(tmp_path / "whole")), console)
+    file, script = tmp_path / "config.yaml", tmp_path / "stopped.py"
+    file.write_text(tiny(*options, SHARDED).to_yaml())
+    script.write_text(textwrap.dedent(STOPPED))
+    done = launch("torchrun", file, main=(str(script),))
+    folder = RunFolder(tmp_path / "run")
+    assert done.returncode != 0
+    assert done.stderr.count("interrupted: the checkpoint of step 5 is in ") == 1
+    found = weights(folder)
+    names = {name.removeprefix("average.") for name in found if name.startswith("average.")}
+    kinds = ["average", "model", "optimizer.exp_avg", "optimizer.exp_avg_sq", "optimizer.step"]
+    assert found.keys() == {f"{kind}.{name}" for name in names for kind in kinds}
+    resumed = start(tiny(*options), console, into="resume")
+    assert "from step 5 in " in console.file.getvalue()
+    assert losses(resumed) == pytest.approx(losses(whole), abs=1e-5)
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_a_run_of_one_process_goes_on_with_two(
-    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: Tiny,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    sharding: str,
 ) -> None:
     whole = start(tiny("training.steps=12", output=str(tmp_path / "whole")), console)
     config = tiny("training.steps=12")
@@ -606,9 +746,32 @@ def test_a_run_of_one_process_goes_on_with_two(
         start(config, console)
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
-    done = launch("torchrun", file, "--resume")
+    done = launch("torchrun", file, "--resume", "--set", f"training.sharding={sharding}")
     assert done.returncode == 0, done.stderr
     assert losses(RunFolder(tmp_path / "run")) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_one_process_has_nobody_to_share_its_weights_with(
+    tiny: Tiny, console: Console, tmp_path: Path
+) -> None:
+    """So a file made for many processes is tried out on one, and trains the same."""
+    plain = start(tiny(output=str(tmp_path / "plain")), console)
+    alone = start(tiny(SHARDED, output=str(tmp_path / "alone")), console)
+    assert losses(alone) == losses(plain)
+    assert all(value.equal(weights(alone)[name]) for name, value in weights(plain).items())
+    assert "sharded" not in console.file.getvalue()
+
+
+def test_accelerates_own_sharding_is_refused(
+    tiny: Tiny, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError) as caught:
+        start(tiny(), console)
+    assert str(caught.value) == (
+        "accelerate's own FSDP wraps networks that it does not know; launch without --use_fsdp and "
+        "set training.sharding to fsdp2"
+    )
 
 
 def test_a_batch_that_two_processes_cannot_share_is_refused(tiny: Tiny, tmp_path: Path) -> None:
