@@ -47,7 +47,7 @@ _HOME = {
     "SublayerModulator": "modulator",
     "UnknownNameError": "errors",
     "Width": "config",
-    "attach": "attaching.conditioned",
+    "attach": "attaching.attach",
     "configure": "build",
     "convert": "conversion",
     "create": "build",

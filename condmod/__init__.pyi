@@ -1,7 +1,8 @@
 """What `condmod` offers, for type checkers; the modules are loaded on first use."""
 
 from condmod import codec, functional, serialization, yaml_text
-from condmod.attaching.conditioned import Conditioned, attach
+from condmod.attaching.attach import attach
+from condmod.attaching.conditioned import Conditioned
 from condmod.attaching.planning import Plan, PlannedSite, plan
 from condmod.attaching.saving import load_pretrained
 from condmod.bank import Bank

@@ -1,25 +1,22 @@
-"""A model with modulators attached to it, and `attach`, which makes one."""
+"""A model with modulators attached to it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from condmod.attaching.bank import AttachedBank
-from condmod.attaching.folding import Change, Refused, apply, changes, undo
-from condmod.attaching.frames import Held, Opened, Refusal, Slot, is_recomputing
-from condmod.attaching.patterns import named_modules, plain_name, reader
-from condmod.attaching.planning import Plan, Start, plan
-from condmod.attaching.sites import Swapped, restore, sites_of, swap
-from condmod.build import SpecLike
-from condmod.errors import ConditionError, FoldError, SiteError
+from condmod.attaching.folding import Undo, fold, undo
+from condmod.attaching.frames import Held, Opened, Refusal, is_recomputing
+from condmod.attaching.planning import Plan
+from condmod.attaching.sites import restore, sites_of
+from condmod.attaching.standing import Freeze, Standing
+from condmod.errors import ConditionError, FoldError
 
-Freeze = Literal["base", "none"] | Sequence[str]
 _UNGIVEN: Any = object()
 
 
@@ -46,10 +43,8 @@ class Conditioned(nn.Module):
         self.plan = plan
         self.name = name
         self.bank = AttachedBank(plan).train(base.training)
-        self._sites: dict[str, Swapped] = {}
-        self._passages: list[Any] = []
-        self._keeps_statistics = False
-        self._folded: list[Any] | None = None
+        self._standing = Standing()
+        self._folded: Undo | None = None
 
     def forward(
         self, *args: Any, condition: Any = _UNGIVEN, strength: Any = None, **kwargs: Any
@@ -72,7 +67,9 @@ class Conditioned(nn.Module):
         if condition is _UNGIVEN:
             return self.base(*args, **kwargs)
         with self.condition(condition, strength=strength):
-            return self.base(*args, **kwargs)
+            output = self.base(*args, **kwargs)
+        self._standing.tell_missed(self.base)
+        return output
 
     def condition(self, condition: Any, *, strength: Any = None) -> AbstractContextManager[None]:
         """A context in which the model, whoever calls it, is under this condition.
@@ -88,64 +85,40 @@ class Conditioned(nn.Module):
         return Opened(
             tuple(
                 (site.slot, Held(modulators[name], made[name], weight))
-                for name, site in self._sites.items()
+                for name, site in self._standing.sites.items()
             )
         )
 
     def disabled(self) -> AbstractContextManager[None]:
         """A context in which this thread runs the model without this attachment."""
         self._check_free()
-        return Opened(tuple((site.slot, None) for site in self._sites.values()))
+        return Opened(tuple((site.slot, None) for site in self._standing.sites.values()))
 
     def enable(self) -> None:
         """Switch the attachment on again, for every thread."""
         if self._folded is not None:
             raise FoldError(f"the attachment {self.name!r} is folded; call unfold() instead")
-        for site in self._sites.values():
+        for site in self._standing.sites.values():
             site.on = True
 
     def disable(self) -> None:
         """Switch the attachment off, for every thread: the model runs as if it were not there."""
-        for site in self._sites.values():
+        for site in self._standing.sites.values():
             site.on = False
 
     @property
     def is_on(self) -> bool:
         """Whether the attachment acts, and so needs a condition."""
-        return all(site.on for site in self._sites.values())
+        return all(site.on for site in self._standing.sites.values())
 
     def put(self, freeze: Freeze) -> None:
-        """Put every site on the model, or none where one cannot be, and freeze what is to be.
+        """Put every site on the model, or none where one cannot be; `attach` has done it.
 
         Raises:
-            SiteError: a module cannot be conditioned.
+            SiteError: a module cannot be conditioned, or a pattern of `freeze` matches nothing.
         """
-        frozen = list(_to_freeze(self.base, freeze))
-        modules = named_modules(self.base)
-        try:
-            for planned in self.plan:
-                name = planned.site.name
-                slot = Slot(name, self.name)
-                site = Swapped(slot, planned.placement, planned.argument, planned.item)
-                swap(modules[name], site)
-                self._sites[name] = site
-        except SiteError:
-            self.detach()
-            raise
-        before = self.base.__dict__.setdefault("_condmod_before", {"frozen": {}, "nested": {}})
-        parameters = dict(self.base.named_parameters())
-        for name in frozen:
-            before["frozen"].setdefault(name, parameters[name].requires_grad)
-            parameters[name].requires_grad_(False)
-        for name, module in {**modules, "": self.base}.items():
-            if isinstance(module, nn.TransformerEncoder) and _has_sites(module):
-                before["nested"].setdefault(name, module.use_nested_tensor)
-                module.use_nested_tensor = False
-            if isinstance(module, nn.TransformerEncoderLayer) and _has_sites(module):
-                self._passages.append(module.norm1.register_forward_pre_hook(_slow))
-        self._keeps_statistics = freeze != "none"
+        self._standing.put(self.base, self.plan, self.name, freeze)
         self.training = self.base.training
-        self._hold_statistics()
 
     def detach(self) -> nn.Module:
         """Take every site off and give the model back as it was before.
@@ -155,22 +128,7 @@ class Conditioned(nn.Module):
         so do folded weights.
         """
         self._check_free()
-        modules = named_modules(self.base)
-        own = {id(site) for site in self._sites.values()}
-        for module in self.base.modules():  # whatever their names are now: peft wraps layers
-            for site in sites_of(module):
-                if id(site) in own:
-                    restore(module, site)
-        for passage in self._passages:
-            passage.remove()
-        self._sites, self._passages = {}, []
-        if not _has_sites(self.base) and "_condmod_before" in vars(self.base):
-            before = self.base.__dict__.pop("_condmod_before")
-            parameters = dict(self.base.named_parameters())
-            for name in parameters.keys() & before["frozen"].keys():
-                parameters[name].requires_grad_(before["frozen"][name])
-            for name, flag in before["nested"].items():
-                {**modules, "": self.base}[name].use_nested_tensor = flag
+        self._standing.lift(self.base)
         return self.base
 
     def fold(self, condition: Any, *, strength: float = 1.0) -> nn.Module:
@@ -196,30 +154,8 @@ class Conditioned(nn.Module):
         with torch.no_grad():
             made = self.bank.eval()(condition)
         self.bank.train(mode)
-        modules, modulators = named_modules(self.base), self.bank.modulators()
-        users = _users(self.base)
-        wanted: list[Change] = []
-        problems = []
-        for name, site in self._sites.items():
-            try:
-                if any(leaf.shape[0] != 1 for leaf in _leaves(made[name])):
-                    raise Refused("the condition has more than one sample")
-                if len(sites_of(modules[name])) > 1:
-                    raise Refused("another attachment acts there, too")
-                found = changes(
-                    modules[name], site.placement, modulators[name], made[name], strength
-                )
-                for change in found:
-                    others = users.get(id(getattr(change.module, change.key)), [])
-                    if len(others) > 1:
-                        raise Refused(f"its {change.key} is shared: {', '.join(others)}")
-                wanted += found
-            except Refused as reason:
-                problems.append(f"{name}: {reason}")
-        if problems:
-            raise FoldError(f"the condition cannot be folded: {'; '.join(problems)}")
-        floating = (p for p in self.base.parameters() if p.is_floating_point())
-        self._folded = apply(wanted, next(floating, torch.empty(0)))
+        held = {name: (modulator, made[name]) for name, modulator in self.bank.modulators().items()}
+        self._folded = fold(self.base, self._standing.modules(self.base), held, strength)
         self.disable()
         return self.base
 
@@ -275,19 +211,8 @@ class Conditioned(nn.Module):
     def train(self, mode: bool = True) -> Conditioned:
         """As torch's, except that frozen batch norms keep their running statistics."""
         super().train(mode)
-        self._hold_statistics()
+        self._standing.hold_statistics(self.base)
         return self
-
-    def _hold_statistics(self) -> None:
-        """Put frozen batch norms in evaluation; no other module's mode is touched."""
-        if not self._keeps_statistics:
-            return
-        frozen = not any(parameter.requires_grad for parameter in self.base.parameters())
-        for module in self.base.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
-                own = list(module.parameters(recurse=False))
-                if frozen or (own and not any(p.requires_grad for p in own)):
-                    module.training = False
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -299,7 +224,7 @@ class Conditioned(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        own = {id(site) for site in self._sites.values()}
+        own = {id(site) for site in self._standing.sites.values()}
         for module in self.base.modules():  # another attachment's sites cannot be set in a copy
             for site in sites_of(module):
                 if id(site) not in own:
@@ -316,7 +241,7 @@ class Conditioned(nn.Module):
             )
 
     def _check_free(self) -> None:
-        for name, site in self._sites.items():
+        for name, site in self._standing.sites.items():
             if not isinstance(site.slot.held, Refusal) and not is_recomputing():
                 raise ConditionError(
                     f"the attachment {self.name!r} already has a condition, or is switched off, in "
@@ -328,134 +253,9 @@ class Conditioned(nn.Module):
             return None
         own = next(self.bank.parameters(), torch.empty(0))
         # A product, since as_tensor would have a compiled model recompile for every number.
-        weight = torch.ones((), device=own.device) * strength
+        weight: Tensor = torch.ones((), device=own.device) * strength
         if weight.ndim:
             raise ConditionError(
                 f"strength is a number or a tensor without dims; got {tuple(weight.shape)}"
             )
         return weight
-
-
-def attach(
-    model: nn.Module,
-    patterns: Plan | Mapping[str, Any],
-    *,
-    condition_dim: int | None = None,
-    encoder: SpecLike | None = None,
-    example: Any = None,
-    start: Start = "base",
-    freeze: Freeze = "base",
-    name: str = "default",
-) -> Conditioned:
-    """Attach modulators to a model that stays as it is.
-
-    Args:
-        model: any model; it keeps its state dict, and is the result's `base`.
-        patterns: a plan of `condmod.plan`, or what that takes.
-        condition_dim: as in `plan`.
-        encoder: as in `plan`.
-        example: as in `plan`; with start="base" the attached model is then compared with the
-            model on it.
-        start: as in `plan`.
-        freeze: "base" lets only the bank train; "none" leaves the model's `requires_grad` alone;
-            patterns freeze the modules and parameters that they match.
-        name: tells several attachments on one model apart.
-
-    Raises:
-        SiteError: as `plan`; also a name that is taken, a model that the plan does not fit. The
-            model is then untouched.
-        SpecError: as `configure`.
-    """
-    if isinstance(model, Conditioned):
-        raise SiteError(
-            "this model is attached to already; attach to its base and under another name: "
-            "condmod.attach(conditioned.base, ..., name='second')"
-        )
-    if not isinstance(patterns, Plan):
-        patterns = plan(
-            model,
-            patterns,
-            condition_dim=condition_dim,
-            encoder=encoder,
-            example=example,
-            start=start,
-        )
-    elif condition_dim is not None or encoder is not None:
-        raise SiteError("a plan has its condition_dim and encoder; say them in condmod.plan")
-    conditioned = prepare(model, patterns, name)
-    if patterns.start == "base" and not any(p.is_meta for p in conditioned.bank.parameters()):
-        conditioned.bank.check_start()
-    conditioned.put(freeze)
-    return conditioned
-
-
-def prepare(model: nn.Module, plan: Plan, name: str) -> Conditioned:
-    """What `attach` returns, before anything is put on the model.
-
-    Raises:
-        SiteError: the model lacks a site of the plan, or has an attachment of this name.
-    """
-    modules = named_modules(model)
-    if any(site.slot.attachment == name for m in modules.values() for site in sites_of(m)):
-        raise SiteError(
-            f"the model has an attachment {name!r}; detach it (conditioned.detach()), or give "
-            "this one another name=..."
-        )
-    missing = [planned.site.name for planned in plan if planned.site.name not in modules]
-    if missing:
-        raise SiteError(f"the model lacks sites of the plan: {', '.join(missing):.400}")
-    conditioned = Conditioned(model, plan, name)
-    place = next((parameter.device for parameter in model.parameters()), None)
-    conditioned.bank.to(place)
-    return conditioned
-
-
-def _to_freeze(model: nn.Module, freeze: Freeze) -> Iterator[str]:
-    """The names of the parameters that do not train.
-
-    Raises:
-        SiteError: a pattern that matches neither a module nor a parameter, or no patterns.
-    """
-    parameters = dict(model.named_parameters())
-    if freeze == "none":
-        return
-    if freeze == "base":
-        yield from parameters
-        return
-    if isinstance(freeze, str):
-        raise SiteError(f"freeze is 'base', 'none' or a list of patterns; got {freeze!r}")
-    modules = named_modules(model)
-    for pattern in freeze:
-        reads = reader(pattern)
-        above = [name for name, module in modules.items() if reads(name, module)]
-        found = [
-            name
-            for name in parameters
-            if any(plain_name(name).startswith(f"{module}.") for module in above)
-            or (not pattern.startswith("type:") and reads(plain_name(name), None))
-        ]
-        if not found:
-            raise SiteError(f"the pattern {pattern!r} of freeze matches no module or parameter")
-        yield from found
-
-
-def _users(model: nn.Module) -> dict[int, list[str]]:
-    """The dotted names of every parameter of a model, by identity."""
-    users: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        users.setdefault(id(parameter), []).append(name)
-    return users
-
-
-def _leaves(modulation: Any) -> list[Tensor]:
-    if isinstance(modulation, Tensor):
-        return [modulation]
-    return [leaf for part in modulation for leaf in _leaves(part)]
-
-
-def _has_sites(model: nn.Module) -> bool:
-    return any(sites_of(module) for module in model.modules())
-
-
-def _slow(_module: nn.Module, _args: Any) -> None:
-    """A hook that does nothing but keep torch's encoder layers from reading weights alone."""

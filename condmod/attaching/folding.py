@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from condmod.attaching.sites import Placement
-from condmod.errors import ShapeError
+from condmod.attaching.sites import Placement, sites_of
+from condmod.errors import FoldError, ShapeError
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -40,6 +40,9 @@ class Change(NamedTuple):
     module: nn.Module
     key: str
     value: Tensor
+
+
+Undo = list[tuple[nn.Module, str, Tensor | None]]  # each parameter with what it was
 
 
 class Refused(Exception):  # noqa: N818
@@ -226,14 +229,66 @@ def _norm(where: _Weights, end: Placement, affine: Affine) -> list[Change]:
     return [Change(module, "weight", weight), Change(module, "bias", bias)]
 
 
-def apply(made: list[Change], like: Tensor) -> list[tuple[nn.Module, str, Tensor | None]]:
+def fold(
+    base: nn.Module,
+    modules: Mapping[str, nn.Module],
+    held: Mapping[str, tuple[Any, Any]],
+    strength: float,
+) -> Undo:
+    """Write modulations of one sample into the weights at their sites, all of them or none.
+
+    Args:
+        base: the model.
+        modules: the module of every site.
+        held: the modulator and the modulation of every site.
+        strength: as in a call.
+
+    Raises:
+        FoldError: which sites cannot be folded exactly, and why; nothing is changed.
+    """
+    users: dict[int, list[str]] = {}
+    for name, parameter in base.named_parameters(remove_duplicate=False):
+        users.setdefault(id(parameter), []).append(name)
+    wanted: list[Change] = []
+    problems = []
+    for name, (modulator, modulation) in held.items():
+        try:
+            if name not in modules:
+                raise Refused("its module is no longer in the model")
+            module = modules[name]
+            site = sites_of(module)[0]
+            if len(sites_of(module)) > 1:
+                raise Refused("another attachment acts there, too")
+            if any(leaf.shape[0] != 1 for leaf in _leaves(modulation)):
+                raise Refused("the condition has more than one sample")
+            found = changes(module, site.placement, modulator, modulation, strength)
+            for change in found:
+                others = users.get(id(getattr(change.module, change.key)), [])
+                if len(others) > 1:
+                    raise Refused(f"its {change.key} is shared: {', '.join(others)}")
+            wanted += found
+        except Refused as reason:
+            problems.append(f"{name}: {reason}")
+    if problems:
+        raise FoldError(f"the condition cannot be folded: {'; '.join(problems)}")
+    floating = (p for p in base.parameters() if p.is_floating_point())
+    return _apply(wanted, next(floating, torch.empty(0)))
+
+
+def _leaves(modulation: Any) -> list[Tensor]:
+    if isinstance(modulation, Tensor):
+        return [modulation]
+    return [leaf for part in modulation for leaf in _leaves(part)]
+
+
+def _apply(made: list[Change], like: Tensor) -> Undo:
     """Write changes into the parameters; gives what was there, for `undo`.
 
     Args:
         made: the changes.
         like: what a parameter is like that a module without any gets.
     """
-    before: list[tuple[nn.Module, str, Tensor | None]] = []
+    before: Undo = []
     with torch.no_grad():
         for module, key, value in made:
             own = getattr(module, key)
@@ -246,8 +301,8 @@ def apply(made: list[Change], like: Tensor) -> list[tuple[nn.Module, str, Tensor
     return before
 
 
-def undo(before: list[tuple[nn.Module, str, Tensor | None]]) -> None:
-    """Put back what `apply` replaced, bit for bit."""
+def undo(before: Undo) -> None:
+    """Put back what `fold` replaced, bit for bit."""
     with torch.no_grad():
         for module, key, value in reversed(before):
             if value is None:

@@ -73,6 +73,7 @@ class Slot(threading.local):
             "of the bare model cannot be conditioned: copy what attach returned"
         )
         self.held = self.unset
+        self.reached = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, (self.place, self.attachment)

@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from condmod import __version__
-from condmod.attaching.conditioned import Conditioned, Freeze, prepare
+from condmod.attaching.attach import prepare
+from condmod.attaching.conditioned import Conditioned
 from condmod.attaching.layers import Features, infer
 from condmod.attaching.patterns import named_modules, plain_name, reader
 from condmod.attaching.planning import Plan, PlannedSite, Start
 from condmod.attaching.sites import Placement
+from condmod.attaching.standing import Freeze
 from condmod.build import configure
 from condmod.config import EncoderConfig, ModulatorConfig
 from condmod.errors import CheckpointError, CondmodError

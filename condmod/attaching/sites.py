@@ -8,6 +8,7 @@ of the state dict stay, `isinstance` holds, and equal blocks share one compiled 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -24,13 +25,18 @@ class Swapped:
     """What a module's site is: where it acts and which slot it reads.
 
     Args:
+        module: gets the site by `swap`.
         slot: holds what it applies.
         placement: on what the module reads, on what it gives, or both.
         reads: the name of the argument that holds the features.
         gives: which of several outputs holds them.
     """
 
-    def __init__(self, slot: Slot, placement: Placement, reads: str, gives: int) -> None:
+    def __init__(
+        self, module: nn.Module, slot: Slot, placement: Placement, reads: str, gives: int
+    ) -> None:
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        self.place = names.index(reads) if reads in names else 0
         self.slot = slot
         self.placement = placement
         self.reads = reads
@@ -40,7 +46,7 @@ class Swapped:
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """The arguments with the features modulated, and these as they came."""
         modulator, modulation, strength = self.held()
-        x = args[0] if args else kwargs.get(self.reads)
+        x = args[self.place] if self.place < len(args) else kwargs.get(self.reads)
         if not isinstance(x, Tensor):
             raise ShapeError(
                 f"the site {self.slot.place!r} conditions what its module reads, the argument "
@@ -70,6 +76,8 @@ class Swapped:
         """What the slot holds, unpacked so that a refusal speaks."""
         held: Any = self.slot.held
         modulator, modulation, strength = held
+        if not torch.compiler.is_compiling():  # a traced checkpoint must leave all as it was
+            self.slot.reached = True
         return modulator, modulation, strength
 
     def _through(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -106,16 +114,20 @@ def _conditioned(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def _subclass(base: type[nn.Module]) -> type[nn.Module]:
+    own: Any = base.forward
+
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         sites = [site for site in self._condmod_sites if site.on and site.slot.held is not None]
+        if not sites:
+            return own(self, *args, **kwargs)
         entered = []
         for site in reversed(sites):
             x = None
             if site.placement != "output":
                 args, kwargs, x = site.enter(self, args, kwargs)
             entered.append(x)
-        output = base.forward(self, *args, **kwargs)
+        output = own(self, *args, **kwargs)
         for site in sites:
             x = entered.pop()
             if site.placement != "input":

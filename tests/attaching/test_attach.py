@@ -275,6 +275,25 @@ def test_frozen_batch_norms_keep_their_statistics(c):
     assert net[1].num_batches_tracked == 1
 
 
+def test_a_batch_norm_of_a_detached_model_trains_as_the_model_does():
+    net = nn.Sequential(nn.Conv1d(3, 6, 1), nn.BatchNorm1d(6)).train()
+    condmod.attach(net, {"0": "film"}, condition_dim=4).detach()
+    assert net[1].training
+
+
+def test_a_site_that_a_pass_does_not_reach_is_told_of_once(net, x, c):
+    conditioned = condmod.attach(net, PATTERNS, condition_dim=4)
+    conditioned(x, condition=c)
+    net.head = nn.Linear(8, 3)
+    text = (
+        "the condition did not reach head: the model did not call that module, reads its weight "
+        "alone, or has another in its place"
+    )
+    with pytest.warns(UserWarning, match=f"^{text}$"):
+        conditioned(x, condition=c)
+    conditioned(x, condition=c)  # a warning would be an error here
+
+
 def test_what_is_placed_in_torchs_encoder_layer_acts_in_its_fast_path_too():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -336,17 +355,21 @@ def test_the_first_of_several_outputs_is_conditioned(wrap, c):
 
 def test_features_may_come_as_a_keyword_and_several_times(c):
     class Attend(nn.Module):
-        def forward(self, query, key=None):
+        def forward(self, mask, query, key=None):
             return query - key
 
     net = nn.ModuleDict({"it": Attend()})
     conditioned = drawn(
         condmod.attach(net, {"it": ("film", "input", condmod.Site(8))}, condition_dim=4)
     )
+    site = conditioned._standing.sites["it"]
+    assert (site.reads, site.place) == ("mask", 0)
+    site.reads, site.place = "query", 1  # as with a plugin's Layer(argument="query")
     x = torch.randn(2, 5, 8)
     with conditioned.condition(c):
-        assert not net["it"](query=x, key=x).any()  # the same tensor is the same afterwards
-        assert net["it"](query=x, key=x.clone()).any()
+        assert not net["it"](None, query=x, key=x).any()  # the same tensor is the same afterwards
+        assert not net["it"](None, x, x).any()
+        assert net["it"](None, x, x.clone()).any()
 
 
 def test_an_attached_float64_or_bf16_base_keeps_its_dtype(net, x, c):

@@ -1,0 +1,89 @@
+"""Attach modulators to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from condmod.attaching.conditioned import Conditioned
+from condmod.attaching.patterns import named_modules
+from condmod.attaching.planning import Plan, Start, plan
+from condmod.attaching.sites import sites_of
+from condmod.attaching.standing import Freeze
+from condmod.build import SpecLike
+from condmod.errors import SiteError
+
+
+def attach(
+    model: nn.Module,
+    patterns: Plan | Mapping[str, Any],
+    *,
+    condition_dim: int | None = None,
+    encoder: SpecLike | None = None,
+    example: Any = None,
+    start: Start = "base",
+    freeze: Freeze = "base",
+    name: str = "default",
+) -> Conditioned:
+    """Attach modulators to a model that stays as it is.
+
+    Args:
+        model: any model; it keeps its state dict, and is the result's `base`.
+        patterns: a plan of `condmod.plan`, or what that takes.
+        condition_dim: as in `plan`.
+        encoder: as in `plan`.
+        example: as in `plan`.
+        start: as in `plan`.
+        freeze: "base" lets only the bank train; "none" leaves the model's `requires_grad` alone;
+            patterns freeze the modules and parameters that they match.
+        name: tells several attachments on one model apart.
+
+    Raises:
+        SiteError: as `plan`; also a name that is taken, a model that the plan does not fit. The
+            model is then untouched.
+        SpecError: as `configure`.
+    """
+    if isinstance(model, Conditioned):
+        raise SiteError(
+            "this model is attached to already; attach to its base and under another name: "
+            "condmod.attach(conditioned.base, ..., name='second')"
+        )
+    if not isinstance(patterns, Plan):
+        patterns = plan(
+            model,
+            patterns,
+            condition_dim=condition_dim,
+            encoder=encoder,
+            example=example,
+            start=start,
+        )
+    elif condition_dim is not None or encoder is not None:
+        raise SiteError("a plan has its condition_dim and encoder; say them in condmod.plan")
+    conditioned = prepare(model, patterns, name)
+    if patterns.start == "base" and not any(p.is_meta for p in conditioned.bank.parameters()):
+        conditioned.bank.check_start()
+    conditioned.put(freeze)
+    return conditioned
+
+
+def prepare(model: nn.Module, plan: Plan, name: str) -> Conditioned:
+    """What `attach` returns, before anything is put on the model.
+
+    Raises:
+        SiteError: the model lacks a site of the plan, or has an attachment of this name.
+    """
+    modules = named_modules(model)
+    if any(site.slot.attachment == name for m in modules.values() for site in sites_of(m)):
+        raise SiteError(
+            f"the model has an attachment {name!r}; detach it (conditioned.detach()), or give "
+            "this one another name=..."
+        )
+    missing = [planned.site.name for planned in plan if planned.site.name not in modules]
+    if missing:
+        raise SiteError(f"the model lacks sites of the plan: {', '.join(missing):.400}")
+    conditioned = Conditioned(model, plan, name)
+    place = next((parameter.device for parameter in model.parameters()), None)
+    conditioned.bank.to(place)
+    return conditioned
