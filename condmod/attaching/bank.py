@@ -80,14 +80,19 @@ class AttachedBank(nn.Module):
         Raises:
             SiteError: which does not.
         """
-        for group in self.groups:
-            inner = {name: _innermost(group[name]) for name in group}
-            owned = any(inner[name] is not group[name] for name in inner)
-            with torch.no_grad():
-                made = {} if owned else group(_probe(group[next(iter(inner))]))
-                for name, modulator in inner.items():
-                    modulation = modulator.generate(_probe(modulator)) if owned else made[name]
-                    if not _leaves_alone(modulator, modulation):
+        with torch.no_grad():
+            for group in self.groups:
+                shared = {} if group.shared is None else group(_probe(group[group.names[0]]))
+                for name in group:
+                    modulator = _innermost(group[name])
+                    try:
+                        made = shared[name] if shared else modulator.generate(_probe(modulator))
+                    except ConditionError as error:
+                        raise SiteError(
+                            f"{modulator.config} at {name!r} cannot be checked to start as the "
+                            f"base: {error}; ask for start='published'"
+                        ) from None
+                    if not _leaves_alone(modulator, made):
                         raise SiteError(
                             f"{modulator.config} at {name!r} cannot start as the base: it changes "
                             "features from the start (a norm, a second residual, or a start that "
@@ -97,18 +102,27 @@ class AttachedBank(nn.Module):
 
 
 def _leaves_alone(modulator: Any, modulation: Any) -> bool:
-    site = modulator.site
-    middle = (_POSITIONS,) * (2 if site.channel_dim == 1 else 1)
-    shape = (2, site.features, *middle) if site.channel_dim == 1 else (2, *middle, site.features)
-    x = _ramp(modulator, shape)
+    x = _ramp(modulator, _positioned(modulator, modulator.site.features))
     if hasattr(modulator, "modulate"):
         return torch.equal(modulator.modulate(x, modulation), x)
     return torch.equal(modulator.around(x, modulation, torch.sin), x.sin())
 
 
 def _probe(modulator: Any) -> Tensor:
-    """A condition for a check of the start."""
-    return _ramp(modulator, (2, modulator.site.condition_dim))
+    """A condition for a check of the start; class or step 0 where an integer is taken."""
+    if modulator.site.condition_dim is None:
+        own = next(modulator.parameters(), torch.empty(0))
+        return torch.zeros(2, dtype=torch.long, device=own.device)
+    if "global" in modulator.kinds:
+        return _ramp(modulator, (2, modulator.site.condition_dim))
+    return _ramp(modulator, _positioned(modulator, modulator.site.condition_dim))
+
+
+def _positioned(modulator: Any, width: int) -> tuple[int, ...]:
+    """A shape with a few positions, the width where the site has its channels."""
+    if modulator.site.channel_dim == 1:
+        return (2, width, _POSITIONS, _POSITIONS)
+    return (2, _POSITIONS, width)
 
 
 def _ramp(modulator: Any, shape: tuple[int, ...]) -> Tensor:
