@@ -1,4 +1,4 @@
-# make demo | test | check | docs | docs-serve | format | parity | conformance      Needs Python >= 3.11 and make, no more.
+# make demo | test | check | docs | docs-serve | format | parity | conformance | matrix   Needs Python >= 3.11 and make, no more.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -12,7 +12,7 @@ ALONE := alphafold3-pytorch classifier-free-guidance-pytorch denoising-diffusion
 SOURCES := condmod plugins tests docs examples benchmarks
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check lint types typed docs docs-serve format parity conformance clean
+.PHONY: demo test check lint types typed docs docs-serve format parity conformance matrix clean
 
 demo: $(VENV)/.lab
 	$(BIN)/condmod demo
@@ -57,6 +57,10 @@ parity: $(VENV)/.dev
 # Writes docs/conformance.json anew: what every law says of every component.
 conformance: $(VENV)/.dev
 	CONDMOD_WRITE_CONFORMANCE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/laws/test_laws.py
+
+# Writes docs/attaching-matrix.json anew: where attaching works, measured cell by cell.
+matrix: $(VENV)/.dev
+	CONDMOD_WRITE_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/attaching/matrix
 
 clean:
 	rm -rf $(VENV) build dist site

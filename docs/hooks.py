@@ -11,6 +11,7 @@ A page holds a marker on a line of its own, and the hook puts in its place what 
     <!-- comparison: benchmarks/results/which-conv.json -->    what `condmod compare` has found
     <!-- conformance: docs/conformance.json -->    which law each component keeps
     <!-- parity: docs/parity.json -->    a table of what the parity tests found
+    <!-- matrix: torch.func -->          a part of docs/attaching-matrix.json: where attach works
 
 The catalogue's part of the navigation is the registry's list, so `--strict` misses no page.
 """
@@ -41,7 +42,7 @@ from condmod.testing import ENCODER_LAWS, MODULATOR_LAWS
 
 FEATURES, CONDITION, POSITIONS = 64, 128, 32
 MARKER = re.compile(
-    r"^<!-- (component|components|command|laws|codecs|fields|comparison|parity|conformance)"
+    r"^<!-- (component|components|command|laws|codecs|fields|comparison|parity|conformance|matrix)"
     r": (.+) -->$",
     re.MULTILINE,
 )
@@ -89,6 +90,7 @@ def expand(markdown: str, catalogue: str = "") -> str:
         "comparison": comparison,
         "parity": lambda path: parity(path, catalogue),
         "conformance": lambda path: conformance(path, catalogue),
+        "matrix": matrix,
     }
     expanded = MARKER.sub(lambda found: renderers[found[1]](found[2]), markdown)
     shown = [found[2] for found in MARKER.finditer(markdown) if found[1] == "component"]
@@ -440,6 +442,19 @@ def _verdict(cell: dict[str, Any], reasons: dict[str, int]) -> str:
     numbers = [reasons.setdefault(why, len(reasons) + 1) for why in cell["skipped"]]
     notes = f"<sup>{' '.join(map(str, numbers))}</sup>" if numbers else ""
     return f"{'✓' if cell['kept'] else ''}{notes}"
+
+
+def matrix(group: str) -> str:
+    """A table of one group of the cells that the tests of attaching have measured."""
+    cells = json.loads((_ROOT / "docs" / "attaching-matrix.json").read_text(encoding="utf-8"))
+    rows = [
+        f"| {_cell(cell['what'])} | {': '.join(filter(None, (cell['verdict'], cell['reason'])))} |"
+        for cell in cells
+        if cell["group"] == group
+    ]
+    if not rows:
+        _log.warning("docs/attaching-matrix.json has no group %r: run `make matrix`", group)
+    return "\n".join(["| What | Found |", "|---|---|", *rows])
 
 
 def _short(spec: str, specs: list[str]) -> str:

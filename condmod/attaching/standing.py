@@ -109,8 +109,8 @@ class Standing:
         ]
         for site in self.sites.values():
             site.slot.reached = False
+        self._missed.update(missed)
         if missed and not any(map(_is_compiled, base.modules())):  # which notes nothing
-            self._missed.update(missed)
             warnings.warn(
                 f"the condition did not reach {', '.join(missed):.400}: the model did not call "
                 "that module, reads its weight alone, or has another in its place",
