@@ -10,12 +10,11 @@ class Layer(NamedTuple):
     """How modules of one class read and give features.
 
     Attributes:
-        gives: C of the features that come out, of a module of the class; None where they must be
-            seen on an example.
+        gives: C of the features that come out, of a module of the class.
         reads: C of those that go in; None where they are the same.
         channel_dim: -1 for (B, ..., C), 1 for (B, C, ...), or what tells it of a module.
         argument: the name of the argument that holds the features; "" for the first.
-        item: which of several outputs holds the features.
+        item: which of several outputs holds the features: its position, in a mapping, too.
         refuses: why a module, or what it reads, cannot be conditioned; "" where it can. It is
             given the module and "input", "output" or "around".
     """

@@ -9,7 +9,7 @@ from torch import nn
 
 from condmod.attaching.conditioned import Conditioned
 from condmod.attaching.patterns import named_modules
-from condmod.attaching.planning import Plan, Start, plan
+from condmod.attaching.planning import Plan, Start, check_model, plan
 from condmod.attaching.sites import sites_of
 from condmod.attaching.standing import Freeze
 from condmod.build import SpecLike
@@ -45,11 +45,7 @@ def attach(
             model is then untouched.
         SpecError: as `configure`.
     """
-    if isinstance(model, Conditioned):
-        raise SiteError(
-            "this model is attached to already; attach to its base and under another name: "
-            "condmod.attach(conditioned.base, ..., name='second')"
-        )
+    check_bare(model)
     if not isinstance(patterns, Plan):
         patterns = plan(
             model,
@@ -62,10 +58,22 @@ def attach(
     elif condition_dim is not None or encoder is not None:
         raise SiteError("a plan has its condition_dim and encoder; say them in condmod.plan")
     conditioned = prepare(model, patterns, name)
-    if patterns.start == "base" and not any(p.is_meta for p in conditioned.bank.parameters()):
-        conditioned.bank.check_start()
     conditioned.put(freeze)
     return conditioned
+
+
+def check_bare(model: Any) -> None:
+    """Refuse what is no model, and what `attach` has returned.
+
+    Raises:
+        SiteError: it is one of these.
+    """
+    check_model(model)
+    if isinstance(model, Conditioned):
+        raise SiteError(
+            "this model is attached to already; attach to its base and under another name: "
+            "condmod.attach(conditioned.base, ..., name='second')"
+        )
 
 
 def prepare(model: nn.Module, plan: Plan, name: str) -> Conditioned:
@@ -74,6 +82,8 @@ def prepare(model: nn.Module, plan: Plan, name: str) -> Conditioned:
     Raises:
         SiteError: the model lacks a site of the plan, or has an attachment of this name.
     """
+    if not isinstance(name, str) or not name:
+        raise SiteError(f"the name of an attachment is text; got {name!r}")
     modules = named_modules(model)
     if any(site.slot.attachment == name for m in modules.values() for site in sites_of(m)):
         raise SiteError(

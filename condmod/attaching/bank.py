@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from condmod.attaching.planning import Plan, build_bank
 from condmod.build import create_encoder
-from condmod.errors import ConditionError, SiteError
+from condmod.errors import ConditionError
 from condmod.site import Condition, Signal
-
-_POSITIONS = 3  # how many positions the check of a start has along each axis
 
 
 class AttachedBank(nn.Module):
@@ -73,71 +71,6 @@ class AttachedBank(nn.Module):
                     f"the condition is {tensor.dtype}, the attached modulators are {own.dtype}; "
                     "convert one of them, or use autocast"
                 )
-
-    def check_start(self) -> None:
-        """Check that every modulator starts as what it is attached to, bit for bit.
-
-        Raises:
-            SiteError: which does not.
-        """
-        with torch.no_grad():
-            for group in self.groups:
-                shared = {} if group.shared is None else group(_probe(group[group.names[0]]))
-                for name in group:
-                    modulator = _innermost(group[name])
-                    try:
-                        made = shared[name] if shared else modulator.generate(_probe(modulator))
-                    except ConditionError as error:
-                        raise SiteError(
-                            f"{modulator.config} at {name!r} cannot be checked to start as the "
-                            f"base: {error}; ask for start='published'"
-                        ) from None
-                    if not _leaves_alone(modulator, made):
-                        raise SiteError(
-                            f"{modulator.config} at {name!r} cannot start as the base: it changes "
-                            "features from the start (a norm, a second residual, or a start that "
-                            "is not the identity); choose one that leaves them, such as film or "
-                            "dense_film, or ask for start='published'"
-                        )
-
-
-def _leaves_alone(modulator: Any, modulation: Any) -> bool:
-    x = _ramp(modulator, _positioned(modulator, modulator.site.features))
-    if hasattr(modulator, "modulate"):
-        return torch.equal(modulator.modulate(x, modulation), x)
-    return torch.equal(modulator.around(x, modulation, torch.sin), x.sin())
-
-
-def _probe(modulator: Any) -> Tensor:
-    """A condition for a check of the start; class or step 0 where an integer is taken."""
-    if modulator.site.condition_dim is None:
-        own = next(modulator.parameters(), torch.empty(0))
-        return torch.zeros(2, dtype=torch.long, device=own.device)
-    if "global" in modulator.kinds:
-        return _ramp(modulator, (2, modulator.site.condition_dim))
-    return _ramp(modulator, _positioned(modulator, modulator.site.condition_dim))
-
-
-def _positioned(modulator: Any, width: int) -> tuple[int, ...]:
-    """A shape with a few positions, the width where the site has its channels."""
-    if modulator.site.channel_dim == 1:
-        return (2, width, _POSITIONS, _POSITIONS)
-    return (2, _POSITIONS, width)
-
-
-def _ramp(modulator: Any, shape: tuple[int, ...]) -> Tensor:
-    """Values of both signs, without drawing any, where the modulator is."""
-    own = next(modulator.parameters(), torch.empty(0))
-    count = torch.Size(shape).numel()
-    ramp = torch.linspace(-2, 3, count, device=own.device, dtype=torch.float32)
-    return ramp.to(own.dtype).reshape(shape)
-
-
-def _innermost(modulator: Any) -> Any:
-    """The modulator itself, or what one that owns an encoder holds."""
-    while hasattr(modulator, "inner"):
-        modulator = modulator.inner
-    return modulator
 
 
 def _seated(encoded: Any, group: Any) -> Any:

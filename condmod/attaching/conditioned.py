@@ -78,6 +78,10 @@ class Conditioned(nn.Module):
         """
         self._check_on()
         self._check_free()
+        if condition is None:
+            raise ConditionError(
+                "the condition is None; give one, or run the model under conditioned.disabled()"
+            )
         self.bank.check_condition(condition)
         weight = self._strength(strength)
         made = self.bank(condition)
@@ -109,7 +113,8 @@ class Conditioned(nn.Module):
     @property
     def is_on(self) -> bool:
         """Whether the attachment acts, and so needs a condition."""
-        return all(site.on for site in self._standing.sites.values())
+        sites = self._standing.sites.values()
+        return bool(sites) and all(site.on for site in sites)
 
     def put(self, freeze: Freeze) -> None:
         """Put every site on the model, or none where one cannot be; `attach` has done it.
@@ -129,6 +134,7 @@ class Conditioned(nn.Module):
         """
         self._check_free()
         self._standing.lift(self.base)
+        self._folded = None
         return self.base
 
     def fold(self, condition: Any, *, strength: float = 1.0) -> nn.Module:
@@ -231,6 +237,10 @@ class Conditioned(nn.Module):
                     restore(module, site)
 
     def _check_on(self) -> None:
+        if not self._standing.sites:
+            raise ConditionError(
+                f"the attachment {self.name!r} is detached; attach again, or call the model itself"
+            )
         if self._folded is not None:
             raise ConditionError(
                 f"the attachment {self.name!r} is folded into the weights; call unfold() first"
@@ -251,6 +261,10 @@ class Conditioned(nn.Module):
     def _strength(self, strength: Any) -> Tensor | None:
         if strength is None:
             return None
+        if not isinstance(strength, int | float | Tensor):
+            raise ConditionError(
+                f"strength is a number or a tensor without dims; got {strength!r:.40}"
+            )
         own = next(self.bank.parameters(), torch.empty(0))
         # A product, since as_tensor would have a compiled model recompile for every number.
         weight: Tensor = torch.ones((), device=own.device) * strength

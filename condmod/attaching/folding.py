@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from condmod.attaching.sites import Placement, sites_of
+from condmod.attaching.sites import Placement, sites_of, tensors
 from condmod.errors import FoldError, ShapeError
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -250,7 +250,7 @@ def fold(
     for name, parameter in base.named_parameters(remove_duplicate=False):
         users.setdefault(id(parameter), []).append(name)
     wanted: list[Change] = []
-    problems = []
+    problems: dict[str, list[str]] = {}
     for name, (modulator, modulation) in held.items():
         try:
             if name not in modules:
@@ -259,7 +259,7 @@ def fold(
             site = sites_of(module)[0]
             if len(sites_of(module)) > 1:
                 raise Refused("another attachment acts there, too")
-            if any(leaf.shape[0] != 1 for leaf in _leaves(modulation)):
+            if any(leaf.shape[0] != 1 for leaf in tensors(modulation)):
                 raise Refused("the condition has more than one sample")
             found = changes(module, site.placement, modulator, modulation, strength)
             for change in found:
@@ -268,17 +268,17 @@ def fold(
                     raise Refused(f"its {change.key} is shared: {', '.join(others)}")
             wanted += found
         except Refused as reason:
-            problems.append(f"{name}: {reason}")
+            problems.setdefault(str(reason), []).append(name)
     if problems:
-        raise FoldError(f"the condition cannot be folded: {'; '.join(problems)}")
+        told = "; ".join(f"{_few(names)}: {reason}" for reason, names in problems.items())
+        raise FoldError(f"the condition cannot be folded: {told}")
     floating = (p for p in base.parameters() if p.is_floating_point())
     return _apply(wanted, next(floating, torch.empty(0)))
 
 
-def _leaves(modulation: Any) -> list[Tensor]:
-    if isinstance(modulation, Tensor):
-        return [modulation]
-    return [leaf for part in modulation for leaf in _leaves(part)]
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _apply(made: list[Change], like: Tensor) -> Undo:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -56,7 +57,12 @@ def reader(pattern: str) -> Callable[[str, nn.Module | None], bool]:
         raise SiteError(f"{_HOW}; got {pattern!r:.80}")
     kind, _, rest = pattern.partition(":")
     if kind == "type" and rest:
-        return lambda _name, module: rest in _classes(type(module))
+        where, _, short = rest.rpartition(".")
+        public = getattr(sys.modules.get(where), short, None)  # as torch.nn.LayerNorm
+        return lambda _name, module: (
+            rest in _classes(type(module))
+            or (isinstance(public, type) and isinstance(module, public))
+        )
     if kind == "re" and rest:
         try:
             expression = re.compile(rest)
@@ -91,13 +97,29 @@ def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(parts)
 
 
-def _mend(pattern: str, modules: Iterable[str]) -> str:
-    names = list(modules)
-    if "*" not in pattern and ":" not in pattern:
-        return nearest(pattern, names) or _listed(names)
-    below = [name for name in names if name.count(".") == 0]
-    return _listed(below)
+def _mend(pattern: str, modules: Mapping[str, nn.Module]) -> str:
+    """What is there instead, as deep as the pattern still matches."""
+    kind, _, rest = pattern.partition(":")
+    if kind == "type":
+        classes = sorted({cls.__name__ for cls in map(type, modules.values())})
+        return nearest(rest.rpartition(".")[2], classes) or f"; it has {', '.join(classes):.200}"
+    if kind == "re":
+        return f"; the model has {', '.join(modules):.200}"
+    segments = pattern.split(".")
+    for depth in range(len(segments) - 1, -1, -1):
+        start = ".".join(segments[:depth])
+        above = next((name for name in modules if reader(start)(name, None)), None) if depth else ""
+        if above is None:
+            continue
+        below = [name for name in modules if name.rpartition(".")[0] == above]
+        words = [name.rpartition(".")[2] for name in below]
+        if mend := nearest(segments[depth], words):
+            return _spelt(mend, start) if start else mend
+        listed = ", ".join(words) or "nothing below it"
+        return f"; {repr(above) if above else 'the model'} has {listed:.200}"
+    return ""
 
 
-def _listed(names: list[str]) -> str:
-    return f"; the model has {', '.join(names):.200}" if names else "; the model has no submodules"
+def _spelt(mend: str, start: str) -> str:
+    """The nearest name with the part of the pattern that matched in front of it."""
+    return re.sub(r"'([^']+)'", lambda found: repr(f"{start}.{found[1]}"), mend)

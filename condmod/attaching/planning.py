@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -13,6 +14,7 @@ from condmod.attaching.example import Observed
 from condmod.attaching.layers import Features, Unknown, first_argument, infer
 from condmod.attaching.patterns import match, named_modules
 from condmod.attaching.sites import Placement
+from condmod.attaching.starting import check_starts
 from condmod.bank import Bank
 from condmod.build import SpecLike, configure, create_encoder
 from condmod.config import EncoderConfig, ModulatorConfig
@@ -116,33 +118,33 @@ class Plan:
     def __str__(self) -> str:
         counts = self.parameters()
         head = ("site", "module", "spec", "placement", "features", "channels", "parameters")
+        alike: dict[tuple[str, ...], list[PlannedSite]] = {}
+        for planned in self.sites:
+            channels = "last" if planned.site.channel_dim == -1 else "dim 1"
+            what = (planned.module, str(planned.config), str(planned.placement))
+            sizes = (str(planned.site.features), channels, str(counts[planned.site.name]))
+            shape = re.sub(r"(?<![^.])\d+(?![^.])", "*", planned.site.name)
+            alike.setdefault((shape, *what, *sizes), []).append(planned)
         rows: list[tuple[str, ...]] = [
-            (
-                planned.site.name,
-                planned.module,
-                str(planned.config),
-                planned.placement,
-                str(planned.site.features),
-                "last" if planned.site.channel_dim == -1 else "dim 1",
-                f"{counts[planned.site.name]:,}",
-            )
-            for planned in self.sites
+            (_ranges([p.site.name for p in sites]), *cells, _times(len(sites), int(number)))
+            for (_, *cells, number), sites in alike.items()
         ]
-        total = sum(counts.values())
         names = {planned.site.name for planned in self.sites}
         rows += [
-            (name, "", str(self.encoder) if name == "encoder" else "shared", "", "", "", f"{n:,}")
-            for name, n in counts.items()
-            if name not in names
+            (name, "", "shared", "", "", "", _times(1, number))
+            for name, number in counts.items()
+            if name not in names and name != "encoder"
         ]
-        part = (
-            f" ({total / self.base_parameters:.2%} of the model's)" if self.base_parameters else ""
-        )
+        total = sum(counts.values())
+        part = f" ({_part(total, self.base_parameters)})" if self.base_parameters else ""
         condition = "the modulators' own" if self.condition_dim is None else str(self.condition_dim)
-        return (
-            f"{_aligned(head, rows)}\n{len(self.sites)} sites, condition_dim {condition}, "
-            f"{total:,} parameters{part}"
+        lines = [_aligned(head, rows)]
+        if self.encoder is not None:
+            lines.append(f"encoder {self.encoder}, {counts['encoder']:,} parameters")
+        lines.append(
+            f"{len(self.sites)} sites, condition_dim {condition}, {total:,} parameters{part}"
         )
+        return "\n".join(lines)
 
     def __iter__(self) -> Iterator[PlannedSite]:
         return iter(self.sites)
@@ -181,6 +183,7 @@ def plan(
             inferred, a component that cannot start as the base.
         SpecError: as `configure`.
     """
+    check_model(model)
     if start not in get_args(Start):
         raise SiteError(f"start is 'base' or 'published'; got {start!r}")
     if not isinstance(patterns, Mapping) or not patterns:
@@ -211,6 +214,11 @@ def plan(
                     "one site in an attachment: narrow one, or attach twice under two names"
                 )
             _reached(name, modules, observed)
+            if given is not None and given.condition_dim not in (None, condition_dim):
+                raise SiteError(
+                    f"the Site of {pattern!r} says condition_dim={given.condition_dim}, the "
+                    f"attachment {condition_dim}; say it to plan or attach alone"
+                )
             found = _features(pattern, name, module, placement, given, observed)
             site = _site(config, name, found, condition_dim, encoding)
             base = getattr(type(module), "_condmod_base", type(module)).__name__
@@ -220,7 +228,19 @@ def plan(
     base = sum(parameter.numel() for parameter in model.parameters())
     made = Plan(tuple(sites), condition_dim, encoding, start, base)
     made.parameters()  # says what does not fit before anything is built
+    if start == "base":
+        check_starts((planned.config, planned.site) for planned in sites)
     return made
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        SiteError: it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise SiteError(f"a model is a torch.nn.Module; got {model!r:.80}")
 
 
 def build_bank(sites: list[PlannedSite]) -> Bank:
@@ -252,21 +272,22 @@ def starting_as_base(config: ModulatorConfig) -> ModulatorConfig:
 
 def _chosen(pattern: str, choice: Any) -> tuple[ModulatorConfig, Placement, Site | None]:
     """The config, placement and hand-written site of a pattern."""
-    spec, *rest = choice if isinstance(choice, tuple) else (choice,)
+    spec, *rest = choice if isinstance(choice, tuple | list) else (choice,)
     config = cast(ModulatorConfig, configure(spec, role="modulator"))
     features = issubclass(config.component, Modulator)
-    placement: Any = "output" if features else "around"
+    placement: Any = ""
     given = None
     for item in rest:
         if isinstance(item, Site) and given is None:
             given = item
-        elif item in get_args(Placement):
+        elif item in get_args(Placement) and not placement:
             placement = item
         else:
             raise SiteError(
                 f"the pattern {pattern!r} has a spec, or a tuple of a spec with a placement "
                 f"('input', 'output' or 'around') or a Site; got {item!r:.80}"
             )
+    placement = placement or ("output" if features else "around")
     if features == (placement == "around"):
         what = "turns features into features" if features else "acts around a sublayer"
         fit = "'input' or 'output'" if features else "'around'"
@@ -331,8 +352,15 @@ def _features(
     """
     if given is not None:
         known = infer(module, placement)
-        item = known.item if isinstance(known, Features) else 0
-        return Features(given.features, given.channel_dim, first_argument(module), item)
+        said = (given.features, given.channel_dim)
+        if isinstance(known, Features) and known[:2] != said:
+            raise SiteError(
+                f"the Site of {pattern!r} says features={said[0]} and channel_dim={said[1]}, but "
+                f"{name!r} ({type(module).__name__}) has {known.features} at {known.channel_dim}"
+            )
+        if isinstance(known, Features):
+            return known
+        return Features(*said, first_argument(module), 0)
     found = infer(module, placement)
     if isinstance(found, Unknown) and observed is not None:
         seen = observed.infer(module, placement)
@@ -375,6 +403,36 @@ def _site(
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _ranges(names: list[str]) -> str:
+    """Names that differ in their numbers as one: blocks.0-11.norm1, or with stars and a count."""
+    if len(names) == 1:
+        return names[0]
+    columns = list(zip(*(name.split(".") for name in names), strict=True))
+    varied = [i for i, column in enumerate(columns) if len(set(column)) > 1]
+    parts = [column[0] for column in columns]
+    if len(varied) == 1:
+        numbers = sorted(map(int, columns[varied[0]]))
+        if numbers == list(range(numbers[0], numbers[-1] + 1)):
+            parts[varied[0]] = f"{numbers[0]}-{numbers[-1]}"
+            return ".".join(parts)
+    for i in varied:
+        parts[i] = "*"
+    return f"{'.'.join(parts)} ({len(names)})"
+
+
+def _times(number: int, each: int) -> str:
+    return f"{each:,}" if number == 1 else f"{number} x {each:,}"
+
+
+def _part(total: int, base: int) -> str:
+    """How many parameters these are against the model's."""
+    return (
+        f"{total / base:.2%} of the model's"
+        if total < base
+        else f"{total / base:.1f} times the model's"
+    )
 
 
 def _aligned(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

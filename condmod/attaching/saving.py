@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from condmod import __version__
-from condmod.attaching.attach import prepare
+from condmod.attaching.attach import check_bare, prepare
 from condmod.attaching.conditioned import Conditioned
 from condmod.attaching.layers import Features, infer
 from condmod.attaching.patterns import named_modules, plain_name, reader
@@ -139,6 +139,12 @@ def load_pretrained(
         SiteError: the model has an attachment of this name.
         UnknownNameError: a component that no installed plugin provides.
     """
+    check_bare(model)
+    if not isinstance(folder, str | os.PathLike) or not os.path.isdir(folder):
+        raise CheckpointError(
+            f"{folder!r} is no folder; give the one that save_pretrained wrote, or what "
+            "huggingface_hub.snapshot_download(...) returns"
+        )
     checkpoint = load_checkpoint(folder)
     saved = _read(checkpoint.document, folder)
     plan = _plan(saved, folder, sum(parameter.numel() for parameter in model.parameters()))
@@ -156,7 +162,7 @@ def load_pretrained(
     ):
         if one != other:
             warnings.warn(
-                f"the model has another {what} than the {saved.base.model} that the adapter in "
+                f"the model differs in its {what} from the {saved.base.model} that the adapter in "
                 f"{folder} was trained on",
                 stacklevel=2,
             )
@@ -272,20 +278,27 @@ def _check_sites(saved: _Saved, model: nn.Module, folder: Any) -> None:
     """Check that the model has the sites, of the same size, and its patterns find no others."""
     modules = named_modules(model)
     names = {site.name for site in saved.sites}
-    problems = [f"missing {name}" for name in sorted(names - modules.keys())]
+    problems = _told("missing", sorted(names - modules.keys()))
+    unexpected: list[str] = []
     for pattern in dict.fromkeys(site.pattern for site in saved.sites):
         if not pattern.startswith("re:"):  # an expression from a file is not run
             reads = reader(pattern)
             found = {id(module): name for name, module in modules.items() if reads(name, module)}
             own = {id(modules[name]) for name in names & modules.keys()}
-            problems += [f"unexpected {name}" for i, name in found.items() if i not in own]
+            unexpected += [name for i, name in found.items() if i not in own]
+    problems += _told("unexpected", unexpected)
     for site in saved.sites:
         known = infer(modules[site.name], site.placement) if site.name in modules else ""
         if isinstance(known, Features) and known[:2] != (site.features, site.channel_dim):
             problems.append(f"{site.name} has {known.features} features, not {site.features}")
     if problems:
-        more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
         raise CheckpointError(
             f"the adapter in {folder} is for another model than this {type(model).__name__}: "
-            f"{'; '.join(problems[:12])}{more}"
+            f"{'; '.join(problems)}"
         )
+
+
+def _told(what: str, names: list[str]) -> list[str]:
+    """One line about sites, if there are any."""
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return [f"{what}: {', '.join(names[:12])}{more}"] if names else []

@@ -52,10 +52,14 @@ class Swapped:
                 f"the site {self.slot.place!r} conditions what its module reads, the argument "
                 f"{self.reads!r}; it was called with {type(x).__name__}"
             )
-        if self.placement == "input":
-            entered = modulator.modulate(x, modulation)
-        else:
-            entered = modulator.enter(x, modulation[0], module if modulator.reads_weight else None)
+        try:
+            if self.placement == "input":
+                entered = modulator.modulate(x, modulation)
+            else:
+                sublayer = module if modulator.reads_weight else None
+                entered = modulator.enter(x, modulation[0], sublayer)
+        except ShapeError as error:
+            raise self._misfit(x, modulation, error) from None
         entered = _partly(x, entered, strength)
         args = tuple(entered if arg is x else arg for arg in args)
         return args, {key: entered if arg is x else arg for key, arg in kwargs.items()}, x
@@ -63,14 +67,17 @@ class Swapped:
     def exit(self, module: nn.Module, x: Any, output: Any) -> Any:
         """The module's output with the features in it modulated."""
         modulator, modulation, strength = self.held()
-        if self.placement == "output":
-            return self._through(
-                output, lambda y: _partly(y, modulator.modulate(y, modulation), strength)
-            )
-        sublayer = module if modulator.reads_weight else None
-        return self._through(
-            output, lambda y: _partly(y, modulator.exit(x, y, modulation[0], sublayer), strength)
-        )
+
+        def change(y: Tensor) -> Tensor:
+            try:
+                if self.placement == "output":
+                    return _partly(y, modulator.modulate(y, modulation), strength)
+                sublayer = module if modulator.reads_weight else None
+                return _partly(y, modulator.exit(x, y, modulation[0], sublayer), strength)
+            except ShapeError as error:
+                raise self._misfit(y, modulation, error) from None
+
+        return self._through(output, change)
 
     def held(self) -> tuple[Any, Any, Tensor | None]:
         """What the slot holds, unpacked so that a refusal speaks."""
@@ -79,6 +86,18 @@ class Swapped:
         if not torch.compiler.is_compiling():  # a traced checkpoint must leave all as it was
             self.slot.reached = True
         return modulator, modulation, strength
+
+    def _misfit(self, x: Any, modulation: Any, error: ShapeError) -> ShapeError:
+        """The error, in terms of the condition where its batch is at fault."""
+        sizes = {leaf.shape[0] for leaf in tensors(modulation)}
+        if not isinstance(x, Tensor) or not x.ndim or sizes == {x.shape[0]}:
+            return error
+        return ShapeError(
+            f"the condition has a batch of {', '.join(map(str, sorted(sizes)))}, the features "
+            f"{tuple(x.shape)} at {self.slot.place!r} one of {x.shape[0]}; repeat the condition as "
+            "the model repeats its input, for guidance or beams, and mind that some layers flatten "
+            "windows or experts into the batch"
+        )
 
     def _through(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
         """The output with its features changed, whatever container they lie in."""
@@ -96,6 +115,13 @@ class Swapped:
             f"the site {self.slot.place!r} conditions what its module gives, a tensor or the item "
             f"{self.gives} of several; it gave {type(output).__name__}"
         )
+
+
+def tensors(modulation: Any) -> list[Tensor]:
+    """The leaves of a modulation."""
+    if isinstance(modulation, Tensor):
+        return [modulation]
+    return [leaf for part in modulation for leaf in tensors(part)]
 
 
 def _partly(x: Tensor, y: Tensor, strength: Tensor | None) -> Tensor:

@@ -145,7 +145,7 @@ def _to_freeze(model: nn.Module, freeze: Freeze) -> Iterator[str]:
     if freeze == "base":
         yield from parameters
         return
-    if isinstance(freeze, str):
+    if isinstance(freeze, str) or not isinstance(freeze, Sequence):
         raise SiteError(f"freeze is 'base', 'none' or a list of patterns; got {freeze!r}")
     modules = named_modules(model)
     for pattern in freeze:

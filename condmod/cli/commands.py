@@ -194,7 +194,8 @@ def plugins(as_json: Json = False) -> None:
 
 def plan(
     model: Annotated[
-        str, typer.Argument(metavar="MODULE:CALLABLE", help="What gives the model, uncalled.")
+        str,
+        typer.Argument(metavar="MODULE:CALLABLE", help="A model, or a function that gives one."),
     ],
     at: Annotated[
         list[str],
@@ -207,7 +208,7 @@ def plan(
 ) -> None:
     """Show what `condmod.attach` would put where in a model; imports MODULE and calls CALLABLE.
 
-    Example: condmod plan timm:create_my_vit --at "blocks.*.norm1=film" --condition-dim 128
+    Example: condmod plan mine:build --at "blocks.*.norm1=film" --condition-dim 128
     """
     from condmod.attaching.planning import plan as planned
 
@@ -230,9 +231,12 @@ def _pattern(text: str) -> tuple[str, Any]:
     if not equals:
         raise SpecError(f"--at takes PATTERN=SPEC, as in 'blocks.*.norm1=film'; got {text!r}")
     head, mark, placement = spec.rpartition("@")
-    if mark and placement in {"input", "output", "around"}:
-        return pattern, (head, placement)
-    return pattern, spec
+    if not mark or not placement.isidentifier():
+        return pattern, spec
+    if placement not in ("input", "output", "around"):
+        mend = nearest(placement, ("input", "output", "around"))
+        raise SpecError(f"a placement is input, output or around; got {placement!r}{mend}")
+    return pattern, (head, placement)
 
 
 def _model(text: str) -> Any:
@@ -244,7 +248,8 @@ def _model(text: str) -> Any:
         raise SpecError(f"the model is given as MODULE:CALLABLE, as in mine:build; got {text!r}")
     sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module(module), name)()
+        made = getattr(importlib.import_module(module), name)
+        made = made if isinstance(made, nn.Module) else made()
     except Exception as error:
         raise SpecError(f"{text} gave no model: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):

@@ -160,6 +160,18 @@ def test_detach_gives_the_model_back(net, x, c):
     assert torch.equal(net(x), before(x))
 
 
+def test_a_detached_attachment_says_so(net, x, c):
+    conditioned = condmod.attach(net, PATTERNS, condition_dim=4)
+    want = conditioned(x, condition=c)
+    conditioned.detach()
+    assert not conditioned.is_on
+    text = "the attachment 'default' is detached; attach again, or call the model itself"
+    for call in (lambda: conditioned(x, condition=c), lambda: conditioned.fold(c[:1])):
+        with pytest.raises(ConditionError, match=f"^{text}$"):
+            call()
+    assert torch.equal(conditioned(x), want)
+
+
 def test_a_condition_may_be_set_around_someone_elses_loop(net, x, c):
     conditioned = drawn(condmod.attach(net, PATTERNS, condition_dim=4))
     want = conditioned(x, condition=c)
@@ -421,6 +433,14 @@ def test_the_published_start_is_had_by_asking(net, x, c):
             lambda m, x, c: m(x, condition=c, strength=torch.ones(2)),
             "strength is a number or a tensor without dims; got (2,)",
         ),
+        (
+            lambda m, x, c: m(x, condition=c, strength="half"),
+            "strength is a number or a tensor without dims; got 'half'",
+        ),
+        (
+            lambda m, x, c: m(x, condition=None),
+            "the condition is None; give one, or run the model under conditioned.disabled()",
+        ),
     ],
 )
 def test_a_condition_that_is_not_there_or_does_not_fit_says_so(net, x, c, call, error):
@@ -435,8 +455,15 @@ def test_a_condition_that_is_not_there_or_does_not_fit_says_so(net, x, c, call, 
     [
         (
             torch.zeros(3, 4),
-            "modulation (3, 8) does not fit features (2, 5, 8) with channels at dim -1 in film at "
-            "'blocks.0.norm1'; a global one is (B, C)",
+            "the condition has a batch of 3, the features (2, 5, 8) at 'blocks.0.norm1' one of 2; "
+            "repeat the condition as the model repeats its input, for guidance or beams, and mind "
+            "that some layers flatten windows or experts into the batch",
+        ),
+        (torch.zeros(1, 4), "the condition has a batch of 1, the features (2, 5, 8) at "),
+        (
+            torch.zeros(2, 6, 4),
+            "modulation (2, 6, 8) does not fit features (2, 5, 8) with channels at dim -1 in film "
+            "at 'blocks.0.norm1'; a global one is (B, C)",
         ),
         (
             torch.zeros(2, 5),
@@ -484,6 +511,16 @@ def test_a_condition_cannot_be_set_twice(net, x, c):
             {"head": "film"},
             {"condition_dim": 4, "freeze": "heads"},
             "freeze is 'base', 'none' or a list of patterns; got 'heads'",
+        ),
+        (
+            {"head": "film"},
+            {"condition_dim": 4, "freeze": True},
+            "freeze is 'base', 'none' or a list of patterns; got True",
+        ),
+        (
+            {"head": "film"},
+            {"condition_dim": 4, "name": ""},
+            "the name of an attachment is text; got ''",
         ),
         (
             {"head": "film"},

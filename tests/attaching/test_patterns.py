@@ -36,6 +36,7 @@ def modules():
         ("*", ["blocks", "norm1"]),
         ("type:Linear", ["blocks.0.mlp.0", "blocks.1.mlp.0"]),
         ("type:torch.nn.modules.linear.Linear", ["blocks.0.mlp.0", "blocks.1.mlp.0"]),
+        ("type:torch.nn.Linear", ["blocks.0.mlp.0", "blocks.1.mlp.0"]),
         (r"re:blocks\.[1-9]\.norm\d", ["blocks.1.norm1"]),
         ("re:norm1", ["norm1"]),
     ],
@@ -47,9 +48,28 @@ def test_a_pattern_names_these_modules_in_the_models_order(modules, pattern, nam
 @pytest.mark.parametrize(
     ("pattern", "error"),
     [
-        ("blocks.*.norm2", "the pattern 'blocks.*.norm2' matches no module; the model has "),
-        ("block.0.norm1", "the pattern 'block.0.norm1' matches no module; did you mean "),
-        ("type:Conv2d", "the pattern 'type:Conv2d' matches no module; the model has blocks, norm1"),
+        (
+            "blocks.*.norm2",
+            "the pattern 'blocks.*.norm2' matches no module; did you mean 'blocks.*.norm1'?",
+        ),
+        (
+            "blocks.0.attention",
+            "the pattern 'blocks.0.attention' matches no module; 'blocks.0' has norm1, mlp",
+        ),
+        (
+            "block.0.norm1",
+            "the pattern 'block.0.norm1' matches no module; did you mean 'blocks'?",
+        ),
+        ("encoder.**", "the pattern 'encoder.**' matches no module; the model has blocks, norm1"),
+        (
+            "type:layernorm",
+            "the pattern 'type:layernorm' matches no module; did you mean 'LayerNorm'?",
+        ),
+        (
+            "type:torch.nn.Conv2d",
+            "the pattern 'type:torch.nn.Conv2d' matches no module; it has LayerNorm, Linear, "
+            "ModuleDict, ModuleList, Sequential",
+        ),
         ("re:(", "the pattern 're:(' is no regular expression: missing ), unterminated "),
         ("blocks..norm1", "'blocks..norm1' is no pattern: a pattern is a dotted name in which * "),
         ("", "'' is no pattern: a pattern is a dotted name in which * stands for a part of one "),

@@ -62,15 +62,34 @@ def test_a_plan_prints_an_aligned_table(net):
     )
     head, *rows, total = str(made).splitlines()
     ends = "placement  features  channels  parameters"
-    assert head == f"site            module     spec                         {ends}"
-    norm = "LayerNorm  film(init='identity')        output            8  last              80"
+    assert head == f"site              module     spec                         {ends}"
     assert rows == [
-        f"blocks.0.norm1  {norm}",
-        f"blocks.1.norm1  {norm}",
-        "head            Linear     dense_film(init='identity')  "
+        "blocks.0-1.norm1  LayerNorm  film(init='identity')        "
+        "output            8  last          2 x 80",
+        "head              Linear     dense_film(init='identity')  "
         "input             8  last              80",
     ]
     assert total == "3 sites, condition_dim 4, 240 parameters (22.84% of the model's)"
+
+
+def test_a_plan_says_numbers_as_ranges_or_counts_and_the_encoder_below():
+    net = nn.ModuleDict(
+        {
+            "a": nn.ModuleList(nn.ModuleList(nn.LayerNorm(8) for _ in range(2)) for _ in range(2)),
+            "b": nn.ModuleDict({str(i): nn.LayerNorm(8) for i in (0, 2, 5)}),
+            "n1": nn.LayerNorm(8),
+            "n2": nn.LayerNorm(8),
+        }
+    )
+    made = condmod.plan(
+        net, {"type:LayerNorm": "film"}, encoder="label(classes=5)", condition_dim=6
+    )
+    lines = str(made).splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == ["a.*.*", "b.*", "n1", "n2"]
+    assert lines[1].startswith("a.*.* (4)  LayerNorm")
+    assert lines[2].startswith("b.* (3)    LayerNorm")
+    assert lines[5] == "encoder label(classes=5), 30 parameters"
+    assert lines[6].startswith("9 sites, condition_dim 6, 1,038 parameters (7.2 times the model's)")
 
 
 def test_a_plan_gives_json(net):
@@ -105,6 +124,13 @@ def test_a_plan_touches_nothing(net):
     assert all(not hasattr(m, "_condmod_sites") and m.training for m in net.modules())
     assert not any(m._forward_hooks for m in net.modules())
     assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("model", ["vit", nn.Linear])
+def test_what_is_no_model_says_so(model):
+    for function in (condmod.plan, condmod.attach):
+        with pytest.raises(SiteError, match=r"^a model is a torch\.nn\.Module; got "):
+            function(model, {"head": "film"}, condition_dim=4)
 
 
 def test_planning_draws_no_random_number(net):
@@ -161,9 +187,11 @@ def test_one_sublayer_is_understood_where_nothing_else_is_said(net):
 
 def test_options_that_are_said_win(net):
     made = condmod.plan(
-        net, {"head": "film(scale='one_plus', init='published')"}, condition_dim=4, start="base"
+        net, {"head": "film(scale='one_plus', init='identity')"}, condition_dim=4, start="base"
     )
-    assert str(made.sites[0].config) == "film(scale='one_plus')"
+    assert str(made.sites[0].config) == "film(scale='one_plus', init='identity')"
+    with pytest.raises(SiteError, match=r"^film at 'head' cannot start as the base: it changes f"):
+        condmod.plan(net, {"head": "film(init='published')"}, condition_dim=4)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +235,38 @@ def test_options_that_are_said_win(net):
             {"condition_dim": 4},
             "adaln_zero acts around a sublayer, so its placement is 'around'; the pattern "
             "'blocks.*.mlp' says 'output'",
+        ),
+        (
+            {"head": ("film", condmod.Site(7))},
+            {"condition_dim": 4},
+            "the Site of 'head' says features=7 and channel_dim=-1, but 'head' (Linear) has 3 at "
+            "-1",
+        ),
+        (
+            {"odd": ("film", condmod.Site(8, 5))},
+            {"condition_dim": 4},
+            "the Site of 'odd' says condition_dim=5, the attachment 4; say it to plan or attach "
+            "alone",
+        ),
+        (
+            {"head": ("film", "input", "output")},
+            {"condition_dim": 4},
+            "the pattern 'head' has a spec, or a tuple of a spec with a placement ('input', "
+            "'output' or 'around') or a Site; got 'output'",
+        ),
+        (
+            {"head": "adaln"},
+            {"condition_dim": 4},
+            "adaln(init='identity') at 'head' cannot start as the base: it changes features from "
+            "the start (a norm, a second residual, or a start that is not the identity); choose "
+            "one that leaves them, such as film or dense_film, or ask for start='published'",
+        ),
+        (
+            {"head": "ace_layer_norm(scalar=4)"},
+            {"condition_dim": 4},
+            "ace_layer_norm(scalar=4) at 'head' cannot be checked to start as the base: "
+            "ace_layer_norm at 'head' takes a mapping with the keys ['scalar']; got Tensor; ask "
+            "for start='published'",
         ),
         (
             {"head": ("film", "inside")},

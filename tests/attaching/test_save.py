@@ -179,7 +179,7 @@ def test_trained_parameters_of_the_base_are_told_of(tmp_path):
 def test_a_base_that_differs_is_warned_of(saved, change, what):
     base = model()
     change(base)
-    with pytest.warns(UserWarning, match=f"^{re.escape(f'the model has another {what}')}"):
+    with pytest.warns(UserWarning, match=f"^{re.escape(f'the model differs in its {what}')}"):
         condmod.load_pretrained(base, saved[0])
 
 
@@ -188,12 +188,11 @@ def test_a_base_that_differs_is_warned_of(saved, change, what):
     [
         (
             lambda: model(blocks=1),
-            "is for another model than this Net: missing blocks.1.mlp; missing blocks.1.norm1",
+            "is for another model than this Net: missing: blocks.1.mlp, blocks.1.norm1",
         ),
         (
             lambda: model(blocks=3),
-            "is for another model than this Net: unexpected blocks.2.norm1; unexpected "
-            "blocks.2.mlp",
+            "is for another model than this Net: unexpected: blocks.2.norm1, blocks.2.mlp",
         ),
         (
             lambda: nn.ModuleDict({"head": nn.Linear(4, 4), "blocks": model().blocks}),
@@ -233,6 +232,14 @@ def test_a_corrupt_or_foreign_folder_is_refused(saved, damage, error):
     with pytest.raises(CheckpointError, match=re.escape(error)):
         condmod.load_pretrained(base, folder)
     assert type(base.head) is nn.Linear
+
+
+@pytest.mark.parametrize("folder", ["somebody/adapter", None, 3])
+def test_what_is_no_folder_says_what_to_give(folder):
+    with pytest.raises(
+        CheckpointError, match=r"is no folder; give the one that save_pretrained wro"
+    ):
+        condmod.load_pretrained(model(), folder)
 
 
 def test_missing_tensors_leave_the_model_untouched(saved):

@@ -14,6 +14,8 @@ from torch import nn
 def build():
     return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8))
 
+built = build()
+
 def three():
     return 3
 
@@ -44,8 +46,13 @@ def test_it_prints_the_table(folder):
         "site  module  spec                         placement  features  channels  parameters",
         "0     Linear  film(init='identity')        output            8  last              80",
         "2     Linear  dense_film(init='identity')  input             8  last              80",
-        "2 sites, condition_dim 4, 160 parameters (153.85% of the model's)",
+        "2 sites, condition_dim 4, 160 parameters (1.5 times the model's)",
     ]
+
+
+def test_a_model_may_be_given_itself(folder):
+    done = plan("mine:built", "--at", "0=film", "--condition-dim", "4")
+    assert (done.exit_code, len(done.stdout.splitlines())) == (0, 3)
 
 
 def test_it_prints_json(folder):
@@ -77,6 +84,10 @@ def test_it_prints_json(folder):
         ),
         (["nowhere:it", "--at", "0=film"], "nowhere:it gave no model: ModuleNotFoundError: No mod"),
         (["mine:build", "--at", "film"], "--at takes PATTERN=SPEC, as in 'blocks.*.norm1=film'; g"),
+        (
+            ["mine:build", "--at", "0=film@inpt"],
+            "a placement is input, output or around; got 'inpt'; did you mean 'input'?",
+        ),
         (["mine:build", "--at", "0=flim"], "no component is called 'flim'; did you mean"),
     ],
 )
