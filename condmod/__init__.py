@@ -55,6 +55,7 @@ _HOME = {
     "create_encoder": "build",
     "create_with_encoder": "build",
     "describe": "description",
+    "detach": "attaching.attach",
     "generate_linear": "linear",
     "generate_owned": "owned",
     "hookimpl": "hooks",

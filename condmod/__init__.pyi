@@ -1,7 +1,7 @@
 """What `condmod` offers, for type checkers; the modules are loaded on first use."""
 
 from condmod import codec, functional, serialization, yaml_text
-from condmod.attaching.attach import attach
+from condmod.attaching.attach import attach, detach
 from condmod.attaching.conditioned import Conditioned
 from condmod.attaching.planning import Plan, PlannedSite, plan
 from condmod.attaching.saving import load_pretrained
@@ -110,6 +110,7 @@ __all__ = [
     "create_encoder",
     "create_with_encoder",
     "describe",
+    "detach",
     "functional",
     "generate_linear",
     "generate_owned",

@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from condmod.attaching.conditioned import Conditioned
+from condmod.attaching.layers import Features, infer
 from condmod.attaching.patterns import named_modules
 from condmod.attaching.planning import Plan, Start, check_model, plan
 from condmod.attaching.sites import sites_of
-from condmod.attaching.standing import Freeze
+from condmod.attaching.standing import Freeze, Standing
 from condmod.build import SpecLike
 from condmod.errors import SiteError
 
@@ -55,10 +56,14 @@ def attach(
             example=example,
             start=start,
         )
-    elif condition_dim is not None or encoder is not None:
-        raise SiteError("a plan has its condition_dim and encoder; say them in condmod.plan")
+    elif any(given is not None for given in (condition_dim, encoder, example)) or (
+        start not in ("base", patterns.start)
+    ):
+        raise SiteError(
+            "a plan has its condition_dim, encoder, example and start; say them in condmod.plan"
+        )
     conditioned = prepare(model, patterns, name)
-    conditioned.put(freeze)
+    conditioned._put(freeze)
     return conditioned
 
 
@@ -93,7 +98,42 @@ def prepare(model: nn.Module, plan: Plan, name: str) -> Conditioned:
     missing = [planned.site.name for planned in plan if planned.site.name not in modules]
     if missing:
         raise SiteError(f"the model lacks sites of the plan: {', '.join(missing):.400}")
+    owners: dict[int, str] = {}
+    for planned in plan:
+        place = planned.site.name
+        if (other := owners.setdefault(id(modules[place]), place)) != place:
+            raise SiteError(f"{other!r} and {place!r} are one module, which has one site")
+        known = infer(modules[place], planned.placement)
+        said = (planned.site.features, planned.site.channel_dim)
+        if isinstance(known, Features) and known[1] == said[1] and known[0] != said[0]:
+            raise SiteError(
+                f"the plan has {said[0]} features at {place!r}, the model {known.features}"
+            )
+    if len({planned.site.name for planned in plan}) < len(plan):
+        raise SiteError("the plan has two sites of one name")
     conditioned = Conditioned(model, plan, name)
-    place = next((parameter.device for parameter in model.parameters()), None)
-    conditioned.bank.to(place)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    conditioned.bank.to(device)
     return conditioned
+
+
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Take attachments off a model for which there is no `conditioned.detach()` any more.
+
+    So of a copy of the bare model, or where what `attach` returned is lost.
+
+    Args:
+        model: the bare model.
+        name: of the attachment; all of them where it is left out.
+
+    Raises:
+        SiteError: it is no model, or what `attach` has returned.
+    """
+    check_bare(model)
+    standing = Standing()
+    for module in model.modules():
+        for site in sites_of(module):
+            if name in (None, site.slot.attachment):
+                standing.sites[f"{site.slot.attachment} {site.slot.place}"] = site
+    standing.lift(model)
+    return model

@@ -35,7 +35,15 @@ class AttachedBank(nn.Module):
         made: dict[str, Any] = {}
         encoded: Condition = condition if self.encoder is None else self.encoder(condition)
         for group in self.groups:
-            made.update(group(_seated(encoded, group) if self.encoder is not None else encoded))
+            ends = {group[name].site.channel_dim for name in group}
+            if self.encoder is None:
+                made.update(group(encoded))
+            elif len(ends) == 1 or group.shared is not None:
+                made.update(group(_seated(encoded, *ends)))
+            else:
+                for name in group:
+                    own = group[name]
+                    made[name] = own.generate(_seated(encoded, own.site.channel_dim))
         return made
 
     def modulators(self) -> dict[str, Any]:
@@ -73,11 +81,10 @@ class AttachedBank(nn.Module):
                 )
 
 
-def _seated(encoded: Any, group: Any) -> Any:
+def _seated(encoded: Any, *ends: int) -> Any:
     """An encoder's output (B, T, D) for sites whose features are channels first: (B, D, T)."""
     value = encoded.value if isinstance(encoded, Signal) else encoded
-    firsts = {group[name].site.channel_dim == 1 for name in group}
-    if value.ndim < 3 or firsts == {False}:
+    if value.ndim < 3 or ends != (1,):
         return encoded
     moved = value.movedim(-1, 1)
     return encoded._replace(value=moved) if isinstance(encoded, Signal) else moved

@@ -13,7 +13,6 @@ from condmod.attaching.bank import AttachedBank
 from condmod.attaching.folding import Undo, fold, undo
 from condmod.attaching.frames import Held, Opened, Refusal, is_recomputing
 from condmod.attaching.planning import Plan
-from condmod.attaching.sites import restore, sites_of
 from condmod.attaching.standing import Freeze, Standing
 from condmod.errors import ConditionError, FoldError
 
@@ -65,7 +64,10 @@ class Conditioned(nn.Module):
             ShapeError: the condition has another batch or width than the features.
         """
         if condition is _UNGIVEN:
+            if strength is not None:
+                raise ConditionError("a strength is given beside a condition; say both, or neither")
             return self.base(*args, **kwargs)
+        self._standing.forget_reached()
         with self.condition(condition, strength=strength):
             output = self.base(*args, **kwargs)
         self._standing.tell_missed(self.base)
@@ -83,6 +85,7 @@ class Conditioned(nn.Module):
                 "the condition is None; give one, or run the model under conditioned.disabled()"
             )
         self.bank.check_condition(condition)
+        self._follow_mode()
         weight = self._strength(strength)
         made = self.bank(condition)
         modulators = self.bank.modulators()
@@ -116,8 +119,8 @@ class Conditioned(nn.Module):
         sites = self._standing.sites.values()
         return bool(sites) and all(site.on for site in sites)
 
-    def put(self, freeze: Freeze) -> None:
-        """Put every site on the model, or none where one cannot be; `attach` has done it.
+    def _put(self, freeze: Freeze) -> None:
+        """Put every site on the model, or none where one cannot be.
 
         Raises:
             SiteError: a module cannot be conditioned, or a pattern of `freeze` matches nothing.
@@ -156,12 +159,19 @@ class Conditioned(nn.Module):
         """
         self._check_on()
         self._check_free()
+        self.bank.check_condition(condition)
         mode = self.bank.training
-        with torch.no_grad():
-            made = self.bank.eval()(condition)
-        self.bank.train(mode)
-        held = {name: (modulator, made[name]) for name, modulator in self.bank.modulators().items()}
-        self._folded = fold(self.base, self._standing.modules(self.base), held, strength)
+        try:
+            with torch.no_grad():
+                made = self.bank.eval()(condition)
+                held = {name: (one, made[name]) for name, one in self.bank.modulators().items()}
+                sites = {
+                    name: (module, self._standing.sites[name])
+                    for name, module in self._standing.modules(self.base).items()
+                }
+                self._folded = fold(self.base, sites, held, strength)
+        finally:
+            self.bank.train(mode)
         self.disable()
         return self.base
 
@@ -228,13 +238,11 @@ class Conditioned(nn.Module):
                 raise
             return getattr(self.base, name)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        own = {id(site) for site in self._standing.sites.values()}
-        for module in self.base.modules():  # another attachment's sites cannot be set in a copy
-            for site in sites_of(module):
-                if id(site) not in own:
-                    restore(module, site)
+    def _follow_mode(self) -> None:
+        """Put the bank in the base's mode, which a loop that holds the base alone has set."""
+        if not torch.compiler.is_compiling() and self.bank.training != self.base.training:
+            self.bank.train(self.base.training)
+            self._standing.hold_statistics(self.base)
 
     def _check_on(self) -> None:
         if not self._standing.sites:

@@ -92,7 +92,7 @@ class Observed:
             return seat
         inside = {id(below) for below in module.modules()}
         alike = [*self._alike(shape, inside), *self._partner(module, shape)]
-        alike = alike or self._of_width(shape)
+        alike = alike or self._of_width(shape, inside)
         if not alike:
             return f"{shape} on the example may have its channels at dim 1 or last"
         if len(set(alike)) > 1:
@@ -112,9 +112,10 @@ class Observed:
             return []
         return [self.seats[id(tensor)] for tensor in ends if id(tensor) in self.seats]
 
-    def _of_width(self, shape: tuple[int, ...]) -> list[_Seat]:
-        """Where the channels lie if only one of the two places has a width the model knows."""
-        widths = {features for features, _ in self.seats.values()}
+    def _of_width(self, shape: tuple[int, ...], inside: Iterable[int]) -> list[_Seat]:
+        """Where the channels lie if just one of the two places has a width of its own layers."""
+        tensors = [end[i] for i in inside for end in (self.reads, self.gives) if i in end]
+        widths = {self.seats[id(t)][0] for t in tensors if id(t) in self.seats}
         found = [(shape[dim], dim) for dim in (1, -1) if shape[dim] in widths]
         return found if len(found) == 1 else []
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from condmod.attaching.sites import Placement, sites_of, tensors
+from condmod.attaching.layers import is_plain
+from condmod.attaching.sites import Placement, Swapped, sites_of, tensors
 from condmod.errors import FoldError, ShapeError
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -24,6 +25,8 @@ _NORMS = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
 )
+_LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+_FOLDABLE = (*_LINEAR, *_CONVS, *_TRANSPOSED, *_NORMS, nn.RMSNorm, nn.Embedding)
 _POSITIONS = 5
 
 
@@ -42,7 +45,8 @@ class Change(NamedTuple):
     value: Tensor
 
 
-Undo = list[tuple[nn.Module, str, Tensor | None]]  # each parameter with what it was
+# Each parameter with what it was, and its version once folded.
+Undo = list[tuple[nn.Module, str, Tensor | None, int]]
 
 
 class Refused(Exception):  # noqa: N818
@@ -121,15 +125,20 @@ def _into(
     held: dict[tuple[int, str], Tensor] | None = None,
 ) -> list[Change]:
     """A scale and shift of what a module reads or gives, as a change of its weights."""
-    if isinstance(module, nn.Sequential) and len(module):
+    if isinstance(module, nn.Sequential) and is_plain(module, nn.Sequential) and len(module):
         return _into(module[0 if end == "input" else -1], end, affine, held)
-    if isinstance(module, nn.MultiheadAttention) and end == "output":
+    if (
+        isinstance(module, nn.MultiheadAttention)
+        and is_plain(module, nn.MultiheadAttention)
+        and end == "output"
+    ):
         return _into(module.out_proj, end, affine, held)
-    if getattr(module, "parametrizations", None):
-        raise Refused(f"the weight of the {type(module).__name__} is parametrized")
     kind = getattr(type(module), "_condmod_base", type(module))
+    for key in ("weight", "bias"):
+        if kind in _FOLDABLE and hasattr(module, key) and key not in module._parameters:
+            raise Refused(f"the {key} of the {type(module).__name__} is made of other parameters")
     where = _Weights(module, held or {})
-    if kind in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, *_CONVS):
+    if kind in (*_LINEAR, *_CONVS):
         return _output(where, affine) if end == "output" else _input(where, affine)
     if kind in _TRANSPOSED:
         return _transposed(where, end, affine)
@@ -231,7 +240,7 @@ def _norm(where: _Weights, end: Placement, affine: Affine) -> list[Change]:
 
 def fold(
     base: nn.Module,
-    modules: Mapping[str, nn.Module],
+    sites: Mapping[str, tuple[nn.Module, Swapped]],
     held: Mapping[str, tuple[Any, Any]],
     strength: float,
 ) -> Undo:
@@ -239,33 +248,37 @@ def fold(
 
     Args:
         base: the model.
-        modules: the module of every site.
+        sites: the module of every site, and the site.
         held: the modulator and the modulation of every site.
         strength: as in a call.
 
     Raises:
         FoldError: which sites cannot be folded exactly, and why; nothing is changed.
     """
-    users: dict[int, list[str]] = {}
+    users: dict[Any, list[str]] = {}
     for name, parameter in base.named_parameters(remove_duplicate=False):
-        users.setdefault(id(parameter), []).append(name)
+        users.setdefault(_storage(parameter), []).append(name)
     wanted: list[Change] = []
+    taken: dict[tuple[int, str], str] = {}
     problems: dict[str, list[str]] = {}
     for name, (modulator, modulation) in held.items():
         try:
-            if name not in modules:
+            if name not in sites:
                 raise Refused("its module is no longer in the model")
-            module = modules[name]
-            site = sites_of(module)[0]
-            if len(sites_of(module)) > 1:
-                raise Refused("another attachment acts there, too")
+            module, site = sites[name]
+            if sites_of(module)[0] is not site:
+                raise Refused("another attachment acts there first")
             if any(leaf.shape[0] != 1 for leaf in tensors(modulation)):
                 raise Refused("the condition has more than one sample")
             found = changes(module, site.placement, modulator, modulation, strength)
             for change in found:
-                others = users.get(id(getattr(change.module, change.key)), [])
+                others = users.get(_storage(getattr(change.module, change.key)), [])
                 if len(others) > 1:
                     raise Refused(f"its {change.key} is shared: {', '.join(others)}")
+                if any(other is not site for other in sites_of(change.module)):
+                    raise Refused("another site acts where it would go")
+                if (other := taken.setdefault((id(change.module), change.key), name)) != name:
+                    raise Refused(f"{other} goes into the same {change.key}")
             wanted += found
         except Refused as reason:
             problems.setdefault(str(reason), []).append(name)
@@ -276,13 +289,20 @@ def fold(
     return _apply(wanted, next(floating, torch.empty(0)))
 
 
+def _storage(parameter: Any) -> Any:
+    """What parameters that share their values have in common."""
+    if parameter is None or parameter.is_meta:
+        return id(parameter)
+    return parameter.untyped_storage().data_ptr() or id(parameter)
+
+
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 def _apply(made: list[Change], like: Tensor) -> Undo:
-    """Write changes into the parameters; gives what was there, for `undo`.
+    """Write changes into the parameters; gives what was there.
 
     Args:
         made: the changes.
@@ -292,19 +312,32 @@ def _apply(made: list[Change], like: Tensor) -> Undo:
     with torch.no_grad():
         for module, key, value in made:
             own = getattr(module, key)
-            before.append((module, key, None if own is None else own.detach().clone()))
+            was = None if own is None else own.detach().clone()
             if own is None:
                 sibling: Any = module.weight if module.weight is not None else like
-                setattr(module, key, nn.Parameter(value.to(sibling), sibling.requires_grad))
+                own = nn.Parameter(value.to(sibling), sibling.requires_grad)
+                setattr(module, key, own)
             else:
                 own.copy_(value)
+            before.append((module, key, was, own._version))
     return before
 
 
 def undo(before: Undo) -> None:
-    """Put back what `fold` replaced, bit for bit."""
+    """Put back what `fold` replaced, bit for bit.
+
+    Raises:
+        FoldError: a parameter has changed since; nothing is put back.
+    """
+    for module, key, _, version in before:
+        own = getattr(module, key)
+        if own is None or own._version != version:
+            raise FoldError(
+                f"the {key} of a {type(module).__name__} has changed since the fold, by training "
+                "or by a later fold; unfold that first"
+            )
     with torch.no_grad():
-        for module, key, value in reversed(before):
+        for module, key, value, _ in reversed(before):
             if value is None:
                 setattr(module, key, None)
             else:

@@ -70,7 +70,8 @@ class Slot(threading.local):
             f"the site {place!r} has no condition: the attachment {attachment!r} is on, so call "
             "conditioned(x, condition=...), run the model inside `with "
             "conditioned.condition(...)`, or switch it off with conditioned.disabled(); a copy "
-            "of the bare model cannot be conditioned: copy what attach returned"
+            "of the bare model cannot be conditioned: copy what attach returned, or "
+            "condmod.detach(model)"
         )
         self.held = self.unset
         self.reached = False
@@ -101,7 +102,9 @@ class _Thread(threading.local):
         """Fill the slots with what is open, or with a replay and what was opened since."""
         replay = self.running()
         put, before = ((), ()) if replay is None else (replay.put, replay.before)
-        opened = (opened.frame for opened in self.open if opened not in before)
+        opened = (
+            opened.frame for opened in self.open if opened not in before and not opened.closed
+        )
         old, self.shown = self.shown, (*put, *opened)
         for frame in old:
             for slot, _ in frame:
@@ -130,6 +133,8 @@ class Opened:
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
+        self.thread = 0
+        self.closed = False
 
     @_as_it_is
     def __enter__(self) -> None:
@@ -137,6 +142,17 @@ class Opened:
             for slot, held in self.frame:
                 slot.held = held
             return
+        if self.thread:
+            raise ConditionError(
+                "the context of a condition is entered once; call condition() or disabled() again"
+            )
+        for slot, _ in self.frame:
+            if not isinstance(slot.held, Refusal) and not is_recomputing():
+                raise ConditionError(
+                    f"the attachment {slot.attachment!r} already has a condition, or is switched "
+                    f"off, in this thread (site {slot.place!r}); leave that context first"
+                )
+        self.thread = threading.get_ident()
         self.replayed: AbstractContextManager[Any] = nullcontext()
         _THREAD.open = (*_THREAD.open, self)
         _THREAD.show()
@@ -150,8 +166,12 @@ class Opened:
             for slot, _ in self.frame:
                 slot.held = slot.unset
             return
-        self.replayed.__exit__(*error)
-        _THREAD.open = tuple(opened for opened in _THREAD.open if opened is not self)
+        if threading.get_ident() != self.thread:
+            raise ConditionError("the context of a condition is left in the thread that entered it")
+        self.closed = True
+        while _THREAD.open and _THREAD.open[-1].closed:  # autograd's hooks are a stack
+            _THREAD.open[-1].replayed.__exit__(None, None, None)
+            _THREAD.open = _THREAD.open[:-1]
         _THREAD.show()
 
 

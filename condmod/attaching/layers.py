@@ -34,9 +34,9 @@ def infer(module: nn.Module, placement: Placement) -> Features | str:
         module: the module.
         placement: on what it reads, on what it gives, or around it.
     """
-    if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+    if _base(type(module)).forward is nn.Module.forward:
         return f"a {type(module).__name__} is never called; match what it holds"
-    if isinstance(module, nn.Sequential):
+    if is_plain(module, nn.Sequential):
         return _of_sequence(module, placement)
     layer = layer_of(module)
     if layer is None:
@@ -56,6 +56,11 @@ def infer(module: nn.Module, placement: Placement) -> Features | str:
     return Features(features, dim, layer.argument or first_argument(module), layer.item)
 
 
+def is_plain(module: nn.Module, cls: Any) -> bool:
+    """Whether a module is of a class, or of a subclass without a forward of its own."""
+    return isinstance(module, cls) and _base(type(module)).forward is cls.forward
+
+
 def layer_of(module: nn.Module) -> Layer | None:
     """What is known of a module's class, or of the nearest base whose forward it has."""
     known = _known()
@@ -73,17 +78,16 @@ def first_argument(module: nn.Module) -> str:
     return names[1] if len(names) > 1 else ""
 
 
-def _base(cls: type[Any]) -> type[Any]:
+def _base(cls: type[Any]) -> Any:
     """The class of a module before it was attached to."""
-    base: type[Any] = getattr(cls, "_condmod_base", cls)
-    return base
+    return getattr(cls, "_condmod_base", cls)
 
 
 def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _of_sequence(module: nn.Sequential, placement: Placement) -> Features | str:
+def _of_sequence(module: Any, placement: Placement) -> Features | str:
     """The features of a Sequential are those of its ends."""
     if not len(module):
         return "an empty Sequential has no features"
@@ -109,7 +113,7 @@ def _of_sequence(module: nn.Sequential, placement: Placement) -> Features | str:
 @cache
 def _known() -> Mapping[str, Layer]:
     """Torch's own layers, and those that plugins know, by the path of the class."""
-    return {**{_path(cls): layer for cls, layer in _TORCH.items()}, **brought("condmod_layers")}
+    return {**brought("condmod_layers"), **{_path(cls): layer for cls, layer in _TORCH.items()}}
 
 
 def _sequence_first(module: Any, placement: str) -> str:  # noqa: ARG001

@@ -16,6 +16,7 @@ _HOW = (
     "segments, as in 'blocks.*.norm1' or '**.norm1'; or 're:' and a regular expression for the "
     "whole name; or 'type:' and a class, as in 'type:LayerNorm'"
 )
+_STARS = 4  # more could take for ever to match
 _COMPILED = "_orig_mod"  # how torch.compile names what it wraps
 
 
@@ -24,7 +25,9 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         plain = plain_name(name)
-        if plain:
+        if plain and name.endswith(f".{_COMPILED}"):
+            found[plain] = module  # what is compiled, and not what compiles it
+        elif plain:
             found.setdefault(plain, module)
     return found
 
@@ -72,6 +75,8 @@ def reader(pattern: str) -> Callable[[str, nn.Module | None], bool]:
     segments = pattern.split(".")
     if not all(segments) or not all(re.fullmatch(r"[\w*/\-]+", segment) for segment in segments):
         raise SiteError(f"{pattern!r} is no pattern: {_HOW}")
+    if any(segment.count("*") > _STARS and segment.strip("*") for segment in segments):
+        raise SiteError(f"{pattern!r} is no pattern: a segment has at most {_STARS} stars")
     glob = _glob(pattern)
     return lambda name, _module: glob.fullmatch(name) is not None
 
@@ -93,7 +98,8 @@ def _glob(pattern: str) -> re.Pattern[str]:
         if segment == "**":
             parts += r"[^.]+(?:\.[^.]+)*" if last else r"(?:[^.]+\.)*"
             continue
-        parts += re.escape(segment).replace(r"\*", "[^.]*") + ("" if last else r"\.")
+        stars = re.sub(r"\*+", "*", segment)
+        parts += re.escape(stars).replace(r"\*", "[^.]*") + ("" if last else r"\.")
     return re.compile(parts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import nn
@@ -50,6 +50,25 @@ class PlannedSite:
     item: int
 
 
+class Counts(NamedTuple):
+    """How many parameters an attachment has.
+
+    Attributes:
+        sites: at each site, by its name.
+        shared: in what the sites of a pattern share, by the pattern.
+        encoder: in the encoder.
+    """
+
+    sites: dict[str, int]
+    shared: dict[str, int]
+    encoder: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.sites.values()) + sum(self.shared.values()) + self.encoder
+
+
 @dataclass(frozen=True)
 class Plan:
     """Every site of an attachment; prints as a table.
@@ -75,18 +94,20 @@ class Plan:
             groups.setdefault(site.pattern, []).append(site)
         return groups
 
-    def parameters(self) -> dict[str, int]:
-        """How many each site has; what the sites of a pattern share stands with its pattern."""
-        counts: dict[str, int] = {}
+    def parameters(self) -> Counts:
+        """How many there are at each site, in what the sites of a pattern share, in the encoder."""
+        sites: dict[str, int] = {}
+        shared: dict[str, int] = {}
+        encoder = 0
         with torch.device("meta"):
-            for pattern, sites in self.groups().items():
-                bank = build_bank(sites)
-                counts |= {name: _count(bank[name]) for name in bank}
+            for pattern, planned in self.groups().items():
+                bank = build_bank(planned)
+                sites |= {name: _count(bank[name]) for name in bank}
                 if bank.shared is not None:
-                    counts[pattern] = _count(bank.shared)
+                    shared[pattern] = _count(bank.shared)
             if self.encoder is not None:
-                counts["encoder"] = _count(create_encoder(self.encoder, self.condition_dim))
-        return counts
+                encoder = _count(create_encoder(self.encoder, self.condition_dim))
+        return Counts(sites, shared, encoder)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -96,7 +117,7 @@ class Plan:
             "encoder": None if self.encoder is None else str(self.encoder),
             "start": self.start,
             "base_parameters": self.base_parameters,
-            "parameters": sum(counts.values()),
+            "parameters": counts.total,
             "sites": [
                 {
                     "name": planned.site.name,
@@ -109,7 +130,7 @@ class Plan:
                     "condition_dim": planned.site.condition_dim,
                     "argument": planned.argument,
                     "item": planned.item,
-                    "parameters": counts[planned.site.name],
+                    "parameters": counts.sites[planned.site.name],
                 }
                 for planned in self.sites
             ],
@@ -122,25 +143,23 @@ class Plan:
         for planned in self.sites:
             channels = "last" if planned.site.channel_dim == -1 else "dim 1"
             what = (planned.module, str(planned.config), str(planned.placement))
-            sizes = (str(planned.site.features), channels, str(counts[planned.site.name]))
+            sizes = (str(planned.site.features), channels, str(counts.sites[planned.site.name]))
             shape = re.sub(r"(?<![^.])\d+(?![^.])", "*", planned.site.name)
             alike.setdefault((shape, *what, *sizes), []).append(planned)
         rows: list[tuple[str, ...]] = [
             (_ranges([p.site.name for p in sites]), *cells, _times(len(sites), int(number)))
             for (_, *cells, number), sites in alike.items()
         ]
-        names = {planned.site.name for planned in self.sites}
         rows += [
-            (name, "", "shared", "", "", "", _times(1, number))
-            for name, number in counts.items()
-            if name not in names and name != "encoder"
+            (pattern, "", "shared", "", "", "", f"{number:,}")
+            for pattern, number in counts.shared.items()
         ]
-        total = sum(counts.values())
+        total = counts.total
         part = f" ({_part(total, self.base_parameters)})" if self.base_parameters else ""
         condition = "the modulators' own" if self.condition_dim is None else str(self.condition_dim)
         lines = [_aligned(head, rows)]
         if self.encoder is not None:
-            lines.append(f"encoder {self.encoder}, {counts['encoder']:,} parameters")
+            lines.append(f"encoder {self.encoder}, {counts.encoder:,} parameters")
         lines.append(
             f"{len(self.sites)} sites, condition_dim {condition}, {total:,} parameters{part}"
         )
@@ -288,6 +307,17 @@ def _chosen(pattern: str, choice: Any) -> tuple[ModulatorConfig, Placement, Site
                 f"('input', 'output' or 'around') or a Site; got {item!r:.80}"
             )
     placement = placement or ("output" if features else "around")
+    check_placement(config, placement, pattern)
+    return config, placement, given
+
+
+def check_placement(config: ModulatorConfig, placement: Placement, pattern: str) -> None:
+    """Check that a modulator can act where it is placed.
+
+    Raises:
+        SiteError: it turns features into features and is placed around, or the reverse.
+    """
+    features = issubclass(config.component, Modulator)
     if features == (placement == "around"):
         what = "turns features into features" if features else "acts around a sublayer"
         fit = "'input' or 'output'" if features else "'around'"
@@ -295,7 +325,6 @@ def _chosen(pattern: str, choice: Any) -> tuple[ModulatorConfig, Placement, Site
             f"{config.component_name()} {what}, so its placement is {fit}; the pattern "
             f"{pattern!r} says {placement!r}"
         )
-    return config, placement, given
 
 
 def _one_part(config: ModulatorConfig) -> ModulatorConfig:
@@ -333,6 +362,15 @@ def _reached(name: str, modules: Mapping[str, nn.Module], observed: Observed | N
             f"the site {name!r} would never act: MultiheadAttention reads its projection's weight "
             "and does not call it; place the site on the attention's output"
         )
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        above = modules.get(".".join(parts[:depth]))
+        blocks = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+        if isinstance(above, blocks) and not above.self_attn.batch_first:
+            raise SiteError(
+                f"no site can stand at {name!r}: it lies in a {type(above).__name__} with "
+                "batch_first=False, which has its batch at dim 1"
+            )
     if observed is not None and not observed.called(modules[name]):
         raise SiteError(f"the site {name!r} would never act: the example does not reach it")
 
@@ -353,14 +391,14 @@ def _features(
     if given is not None:
         known = infer(module, placement)
         said = (given.features, given.channel_dim)
-        if isinstance(known, Features) and known[:2] != said:
+        if not isinstance(known, Features):
+            return Features(*said, first_argument(module), 0)
+        if known.channel_dim == said[1] and known.features != said[0]:
             raise SiteError(
-                f"the Site of {pattern!r} says features={said[0]} and channel_dim={said[1]}, but "
-                f"{name!r} ({type(module).__name__}) has {known.features} at {known.channel_dim}"
+                f"the Site of {pattern!r} says features={said[0]}, but {name!r} "
+                f"({type(module).__name__}) has {known.features}"
             )
-        if isinstance(known, Features):
-            return known
-        return Features(*said, first_argument(module), 0)
+        return Features(*said, known.argument, known.item)
     found = infer(module, placement)
     if isinstance(found, Unknown) and observed is not None:
         seen = observed.infer(module, placement)

@@ -7,29 +7,33 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from condmod import __version__
 from condmod.attaching.attach import check_bare, prepare
+from condmod.attaching.bank import AttachedBank
 from condmod.attaching.conditioned import Conditioned
 from condmod.attaching.layers import Features, infer
 from condmod.attaching.patterns import named_modules, plain_name, reader
-from condmod.attaching.planning import Plan, PlannedSite, Start
+from condmod.attaching.planning import Plan, PlannedSite, Start, check_placement
 from condmod.attaching.sites import Placement
 from condmod.attaching.standing import Freeze
 from condmod.build import configure
 from condmod.config import EncoderConfig, ModulatorConfig
-from condmod.errors import CheckpointError, CondmodError
+from condmod.errors import CheckpointError, CondmodError, FoldError, SiteError
 from condmod.registry import default_registry
 from condmod.serialization import load_checkpoint, load_state, save_checkpoint
 from condmod.site import Site
 
 _KIND = "attachment"
 _SAMPLES = 64  # values of each tensor that the fingerprint of the weights reads
+
+
+Size = Annotated[int, Field(ge=1, le=1_048_576)]
 
 
 class _Strict(BaseModel):
@@ -42,11 +46,11 @@ class _SavedSite(_Strict):
     pattern: str
     spec: str
     placement: Placement
-    features: int
+    features: Size
     channel_dim: Literal[-1, 1]
-    condition_dim: int | None
+    condition_dim: Size | None
     argument: str
-    item: int
+    item: Annotated[int, Field(ge=0, le=64)]
 
 
 class _Base(_Strict):
@@ -65,11 +69,11 @@ class _Saved(_Strict):
     condmod: str
     name: str
     start: Start
-    condition_dim: int | None
+    condition_dim: Size | None
     encoder: str | None
     base: _Base
     components: dict[str, str]
-    sites: list[_SavedSite]
+    sites: Annotated[list[_SavedSite], Field(min_length=1)]
 
 
 def save(conditioned: Conditioned, folder: str | os.PathLike[str]) -> None:
@@ -81,6 +85,8 @@ def save(conditioned: Conditioned, folder: str | os.PathLike[str]) -> None:
         CheckpointError: as `save_checkpoint`.
         OSError: it cannot be written.
     """
+    if conditioned._folded is not None:
+        raise FoldError(f"the attachment {conditioned.name!r} is folded; call unfold() first")
     trained = [name for name, p in conditioned.base.named_parameters() if p.requires_grad]
     if trained:
         warnings.warn(
@@ -149,11 +155,21 @@ def load_pretrained(
     saved = _read(checkpoint.document, folder)
     plan = _plan(saved, folder, sum(parameter.numel() for parameter in model.parameters()))
     _check_sites(saved, model, folder)
+    with torch.device("meta"):  # a forged size costs nothing here
+        expected = AttachedBank(plan).state_dict()
+    wrong = [
+        f"{key} is {tuple(value.shape)}, not {tuple(expected[key].shape)}"
+        for key, value in checkpoint.tensors.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    if wrong or expected.keys() - checkpoint.tensors.keys():
+        wrong += [f"missing {key}" for key in expected.keys() - checkpoint.tensors.keys()]
+        raise CheckpointError(f"the tensors in {folder} do not fit: {'; '.join(sorted(wrong)[:8])}")
     with torch.random.fork_rng():  # what is drawn is overwritten
         conditioned = prepare(model, plan, saved.name if name is None else name)
-    kinds = {tensor.dtype for tensor in checkpoint.tensors.values() if tensor.is_floating_point()}
-    if len(kinds) == 1:
-        conditioned.bank.to(kinds.pop())
+    for key, value in [*conditioned.bank.named_parameters(), *conditioned.bank.named_buffers()]:
+        if key in checkpoint.tensors:
+            value.data = value.data.to(checkpoint.tensors[key].dtype)
     load_state(conditioned.bank, checkpoint.tensors)
     found = _fingerprint(model)
     for what, one, other in (
@@ -167,7 +183,7 @@ def load_pretrained(
                 stacklevel=2,
             )
             break
-    conditioned.put(freeze)
+    conditioned._put(freeze)
     return conditioned
 
 
@@ -215,6 +231,7 @@ def _fingerprint(model: nn.Module) -> _Base:
             continue
         layout.update(f"{plain_name(key)} {tuple(value.shape)}\n".encode())
         flat = _whole(value).detach().flatten()
+        flat = torch.view_as_real(flat).flatten() if flat.is_complex() else flat
         step = max(1, flat.numel() // _SAMPLES)
         if not flat.is_meta:
             weights.update(flat[::step][:_SAMPLES].double().cpu().numpy().tobytes())
@@ -264,6 +281,13 @@ def _plan(saved: _Saved, folder: Any, parameters: int) -> Plan:
             )
             for site in saved.sites
         )
+        for site in sites:
+            check_placement(site.config, site.placement, site.pattern)
+        for pattern in {site.pattern for site in saved.sites}:
+            if not pattern.startswith("re:"):  # an expression from a file is not run
+                reader(pattern)
+        if len({site.site.name for site in sites}) < len(sites):
+            raise SiteError("two sites have one name")
     except LookupError as error:
         hints = ", ".join(sorted(set(saved.components.values())))
         raise type(error)(f"{error}\nthe adapter was saved with {hints}") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -66,18 +66,34 @@ class Swapped:
 
     def exit(self, module: nn.Module, x: Any, output: Any) -> Any:
         """The module's output with the features in it modulated."""
+        if isinstance(output, Tensor):
+            return self._change(module, x, output)
+        kind: Any = type(output)
+        several = isinstance(output, Mapping | tuple | list) and len(output) > self.gives
+        items = list(output.values() if isinstance(output, Mapping) else output) if several else []
+        if several and isinstance(items[self.gives], Tensor):
+            items[self.gives] = self._change(module, x, items[self.gives])
+            if isinstance(output, Mapping):
+                changed = dict(zip(output, items, strict=True))
+                return changed if kind is dict else kind(**changed)
+            return kind(*items) if hasattr(output, "_fields") else kind(items)
+        raise ShapeError(
+            f"the site {self.slot.place!r} conditions what its module gives, a tensor or the item "
+            f"{self.gives} of several; it gave {type(output).__name__}"
+        )
+
+    def _change(self, module: nn.Module, x: Any, y: Tensor) -> Tensor:
+        """The features that a module gave, modulated."""
         modulator, modulation, strength = self.held()
-
-        def change(y: Tensor) -> Tensor:
-            try:
-                if self.placement == "output":
-                    return _partly(y, modulator.modulate(y, modulation), strength)
+        try:
+            if self.placement == "output":
+                changed = modulator.modulate(y, modulation)
+            else:
                 sublayer = module if modulator.reads_weight else None
-                return _partly(y, modulator.exit(x, y, modulation[0], sublayer), strength)
-            except ShapeError as error:
-                raise self._misfit(y, modulation, error) from None
-
-        return self._through(output, change)
+                changed = modulator.exit(x, y, modulation[0], sublayer)
+        except ShapeError as error:
+            raise self._misfit(y, modulation, error) from None
+        return _partly(y, changed, strength)
 
     def held(self) -> tuple[Any, Any, Tensor | None]:
         """What the slot holds, unpacked so that a refusal speaks."""
@@ -97,23 +113,6 @@ class Swapped:
             f"{tuple(x.shape)} at {self.slot.place!r} one of {x.shape[0]}; repeat the condition as "
             "the model repeats its input, for guidance or beams, and mind that some layers flatten "
             "windows or experts into the batch"
-        )
-
-    def _through(self, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-        """The output with its features changed, whatever container they lie in."""
-        if isinstance(output, Tensor):
-            return change(output)
-        kind: Any = type(output)
-        if isinstance(output, Mapping) and len(output) > self.gives:
-            key = list(output)[self.gives]
-            return kind(**{**output, key: change(output[key])})
-        if isinstance(output, tuple | list) and len(output) > self.gives:
-            items = list(output)
-            items[self.gives] = change(items[self.gives])
-            return kind(*items) if hasattr(output, "_fields") else kind(items)
-        raise ShapeError(
-            f"the site {self.slot.place!r} conditions what its module gives, a tensor or the item "
-            f"{self.gives} of several; it gave {type(output).__name__}"
         )
 
 
@@ -204,11 +203,11 @@ def swap(module: nn.Module, site: Swapped) -> None:
     if not hasattr(type(module), "_condmod_base"):
         try:
             module.__class__ = _conditioned(type(module))
-        except TypeError as error:
+        except Exception as error:
             raise SiteError(
                 f"the class {type(module).__name__} of {site.slot.place!r} cannot be conditioned: "
-                f"{error}"
-            ) from None
+                f"{type(error).__name__}: {error}"
+            ) from error
     module.__dict__["_condmod_sites"] = (*sites, site)
 
 

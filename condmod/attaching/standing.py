@@ -48,10 +48,10 @@ class Standing:
                 site = Swapped(module, slot, planned.placement, planned.argument, planned.item)
                 swap(module, site)
                 self.sites[planned.site.name] = site
-        except SiteError:
+        except BaseException:
             self.lift(base)
             raise
-        before = base.__dict__.setdefault(_BEFORE, {"trains": {}, "nested": {}})
+        before = base.__dict__.setdefault(_BEFORE, {"trains": {}, "nested": {}, "still": set()})
         parameters = dict(base.named_parameters())
         for name in frozen:
             before["trains"].setdefault(name, parameters[name].requires_grad)
@@ -63,6 +63,7 @@ class Standing:
             if isinstance(module, nn.TransformerEncoderLayer) and _has_sites(module):
                 self._hooks.append(module.norm1.register_forward_pre_hook(_slow))
         self._keeps_statistics = freeze != "none"
+        before["still"] |= {name for name, norm in self._still(base) if norm.training}
         self.hold_statistics(base)
 
     def lift(self, base: nn.Module) -> None:
@@ -71,8 +72,6 @@ class Standing:
             restore(module, self.sites[name])
         for hook in self._hooks:
             hook.remove()
-        for norm in self._still(base):
-            norm.training = base.training
         self.sites, self._hooks, self._keeps_statistics = {}, [], False
         if _has_sites(base) or _BEFORE not in vars(base):
             return
@@ -82,6 +81,8 @@ class Standing:
         for name, module in {**named_modules(base), "": base}.items():
             if name in before["nested"]:
                 module.use_nested_tensor = before["nested"][name]
+            if name in before["still"]:
+                module.training = base.training
 
     def modules(self, base: nn.Module) -> dict[str, nn.Module]:
         """The module of every site, whatever its name is now: peft wraps layers."""
@@ -95,8 +96,14 @@ class Standing:
 
     def hold_statistics(self, base: nn.Module) -> None:
         """Put frozen batch norms in evaluation; no other module's mode is touched."""
-        for norm in self._still(base):
+        for _, norm in self._still(base):
             norm.training = False
+
+    def forget_reached(self) -> None:
+        """Forget which sites earlier passes have reached."""
+        if not torch.compiler.is_compiling():
+            for site in self.sites.values():
+                site.slot.reached = False
 
     def tell_missed(self, base: nn.Module) -> None:
         """Warn, once each, of sites that a pass did not reach: no condition acts there."""
@@ -107,8 +114,6 @@ class Standing:
             for name, site in self.sites.items()
             if not site.slot.reached and name not in self._missed
         ]
-        for site in self.sites.values():
-            site.slot.reached = False
         self._missed.update(missed)
         if missed and not any(map(_is_compiled, base.modules())):  # which notes nothing
             warnings.warn(
@@ -117,16 +122,16 @@ class Standing:
                 stacklevel=3,
             )
 
-    def _still(self, base: nn.Module) -> Iterator[nn.Module]:
-        """The norms whose running statistics are to stay."""
+    def _still(self, base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """The norms whose running statistics are to stay, by name."""
         if not self._keeps_statistics:
             return
         frozen = not any(parameter.requires_grad for parameter in base.parameters())
-        for module in base.modules():
+        for name, module in {**named_modules(base), "": base}.items():
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
                 own = list(module.parameters(recurse=False))
                 if frozen or (own and not any(p.requires_grad for p in own)):
-                    yield module
+                    yield name, module
 
 
 def _is_compiled(module: nn.Module) -> bool:

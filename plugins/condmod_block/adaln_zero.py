@@ -47,8 +47,9 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
         over the channels of each position.
 
     Init:
-        published: weight and bias 0, so every block starts as y = x; in the first step only the
-        gates get a gradient. identity: weight 0, gate 1: y = x + f(LN(x)).
+        published: weight and bias 0, so every block starts as y = x (with a gate of 1 + gate as
+        x + f(LN(x))); in the first step only the gates get a gradient. identity: weight 0, gate
+        1: y = x + f(LN(x)).
 
     Source:
         Peebles and Xie, Scalable Diffusion Models with Transformers, 2022, arXiv:2212.09748.

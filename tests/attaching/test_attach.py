@@ -210,7 +210,7 @@ def test_an_attachment_can_be_switched_off_and_on(net, x, c):
 def test_several_attachments_act_one_upon_the_other(net, x, c):
     one = drawn(condmod.attach(net, {"head": "film"}, condition_dim=4, name="one"))
     two = drawn(condmod.attach(net, {"head": "film"}, condition_dim=4, name="two"))
-    plain = copy.deepcopy(one).detach()
+    plain = condmod.detach(copy.deepcopy(net))
     films = [each.bank.modulators()["head"] for each in (one, two)]
     want = films[1](films[0](plain(x), c), 2 * c)
     with one.condition(c), two.condition(2 * c):
@@ -223,12 +223,20 @@ def test_several_attachments_act_one_upon_the_other(net, x, c):
     assert all(p.requires_grad for p in net.parameters())
 
 
-def test_a_copy_of_one_of_two_attachments_is_rid_of_the_other(net, x, c):
+def test_a_copy_of_one_of_two_attachments_asks_for_the_other(net, x, c):
     one = drawn(condmod.attach(net, {"head": "film"}, condition_dim=4, name="one"))
-    two = condmod.attach(net, {"head": "film"}, condition_dim=4, name="two")
+    two = drawn(condmod.attach(net, {"head": "film"}, condition_dim=4, name="two"))
+    both = copy.deepcopy(nn.ModuleList([one, two]))
+    with one.condition(c), two.condition(2 * c):
+        want = net(x)
+    with both[0].condition(c), both[1].condition(2 * c):
+        assert torch.equal(both[0].base(x), want)
+    alone = copy.deepcopy(one)
+    with pytest.raises(ConditionError, match="the attachment 'two' is on"):
+        alone(x, condition=c)
+    condmod.detach(alone.base, "two")
     with two.disabled():
-        want = one(x, condition=c)
-    assert torch.equal(copy.deepcopy(one)(x, condition=c), want)
+        assert torch.equal(alone(x, condition=c), one(x, condition=c))
 
 
 def test_what_the_model_has_is_read_through(net):
@@ -414,7 +422,7 @@ def test_the_published_start_is_had_by_asking(net, x, c):
             "the site 'blocks.0.norm1' has no condition: the attachment 'default' is on, so call "
             "conditioned(x, condition=...), run the model inside `with conditioned.condition(...)`"
             ", or switch it off with conditioned.disabled(); a copy of the bare model cannot be "
-            "conditioned: copy what attach returned",
+            "conditioned: copy what attach returned, or condmod.detach(model)",
         ),
         (
             lambda m, x, c: copy.deepcopy(m.base)(x),
@@ -566,7 +574,9 @@ def test_a_plan_is_attached_to_the_model_it_fits(net):
     assert len(condmod.attach(net, made).plan) == 5
     with pytest.raises(SiteError, match=r"^the model lacks sites of the plan: blocks\.0\.norm1, "):
         condmod.attach(nn.Linear(2, 2), made)
-    with pytest.raises(SiteError, match=r"^a plan has its condition_dim and encoder; say them in"):
+    with pytest.raises(
+        SiteError, match=r"^a plan has its condition_dim, encoder, example and start"
+    ):
         condmod.attach(Net(), made, condition_dim=4)
 
 

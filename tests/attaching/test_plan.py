@@ -142,13 +142,13 @@ def test_planning_draws_no_random_number(net):
 
 
 def test_an_example_shows_what_no_class_tells(net):
-    made = condmod.plan(
-        net, {"odd": "film", "act": "film"}, condition_dim=4, example=torch.randn(2, 5, 8)
-    )
-    assert [(p.site.name, p.site.features, p.site.channel_dim) for p in made] == [
-        ("odd", 8, -1),
-        ("act", 8, -1),
-    ]
+    example = torch.randn(2, 5, 8)
+    made = condmod.plan(net, {"odd": "film"}, condition_dim=4, example=example)
+    assert [(p.site.features, p.site.channel_dim) for p in made] == [(8, -1)]
+    with pytest.raises(
+        SiteError, match=r"\(2, 5, 8\) on the example may have its channels at dim 1"
+    ):
+        condmod.plan(net, {"act": "film"}, condition_dim=4, example=example)  # nobody tells
 
 
 def test_an_example_in_training_mode_leaves_running_statistics():
@@ -239,8 +239,7 @@ def test_options_that_are_said_win(net):
         (
             {"head": ("film", condmod.Site(7))},
             {"condition_dim": 4},
-            "the Site of 'head' says features=7 and channel_dim=-1, but 'head' (Linear) has 3 at "
-            "-1",
+            "the Site of 'head' says features=7, but 'head' (Linear) has 3",
         ),
         (
             {"odd": ("film", condmod.Site(8, 5))},
@@ -397,5 +396,8 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_base():
 
 def test_sites_that_share_a_trunk_are_one_bank(net):
     made = condmod.plan(net, {"blocks.*.norm1": "cnaps"}, condition_dim=4)
-    assert list(made.parameters()) == ["blocks.0.norm1", "blocks.1.norm1", "blocks.*.norm1"]
+    counts = made.parameters()
+    assert counts.sites.keys() == {"blocks.0.norm1", "blocks.1.norm1"}
+    assert counts.shared.keys() == {"blocks.*.norm1"}
+    assert counts.total == sum(counts.sites.values()) + counts.shared["blocks.*.norm1"]
     assert "blocks.*.norm1" in str(made)

@@ -248,9 +248,7 @@ def test_missing_tensors_leave_the_model_untouched(saved):
     tensors = dict(list(checkpoint.tensors.items())[1:])
     condmod.serialization.save_checkpoint(folder, tensors, checkpoint.document)
     base = model()
-    with pytest.raises(
-        CheckpointError, match=r"^the checkpoint does not fit the module: missing g"
-    ):
+    with pytest.raises(CheckpointError, match=r"^the tensors in .* do not fit: missing groups\."):
         condmod.load_pretrained(base, folder)
     assert type(base.head) is nn.Linear
     assert all(p.requires_grad for p in base.parameters())
