@@ -448,13 +448,14 @@ def matrix(group: str) -> str:
     """A table of one group of the cells that the tests of attaching have measured."""
     cells = json.loads((_ROOT / "docs" / "attaching-matrix.json").read_text(encoding="utf-8"))
     rows = [
-        f"| {_cell(cell['what'])} | {': '.join(filter(None, (cell['verdict'], cell['reason'])))} |"
+        f"| {cell['verdict']} | {_cell(cell['what'])}"
+        + (f"<br><small>{_cell(cell['reason'])}</small> |" if cell["reason"] else " |")
         for cell in cells
         if cell["group"] == group
     ]
     if not rows:
         _log.warning("docs/attaching-matrix.json has no group %r: run `make matrix`", group)
-    return "\n".join(["| What | Found |", "|---|---|", *rows])
+    return "\n".join(["| Found | What |", "|---|---|", *rows])
 
 
 def _short(spec: str, specs: list[str]) -> str:
