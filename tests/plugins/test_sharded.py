@@ -1,7 +1,5 @@
 """FSDP2 on two gloo processes: the published start comes back on sharded parameters."""
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -39,9 +37,8 @@ def build(spec):
     return condmod.create_bank(spec, {"here": condmod.Site(8, None if raw else 6)})
 
 
-def run(rank, port, failures):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def run(rank, store, failures):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for spec in (*DETERMINISTIC, *DRAWN):
         torch.manual_seed(0)
         want = build(spec).state_dict()
@@ -58,21 +55,13 @@ def run(rank, port, failures):
             got = whole(value)
             if (got == 7.0).any() or (spec in DETERMINISTIC and not torch.equal(got, want[name])):
                 failures.append(f"{spec}: {name} on rank {rank}")
+    dist.barrier()  # a process that leaves first has ended the other's connections
     dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
-def test_reset_parameters_fills_sharded_parameters(free_port):
+def test_reset_parameters_fills_sharded_parameters(tmp_path):
     with mp.Manager() as manager:
         failures = manager.list()
-        mp.spawn(run, (free_port, failures), nprocs=2)
+        mp.spawn(run, (tmp_path / "store", failures), nprocs=2)
         assert not list(failures)
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
