@@ -26,10 +26,10 @@ SHAPES = {  # [B, T, C] with the number of blocks; the work of a block does not 
     (2, 16, 64): 4,
     (8, 64, 192): 4,
     (8, 197, 384): 2,
-    (8, 197, 768): 1,
+    (8, 197, 512): 1,
 }
 CONDITION = 256
-ROUNDS = 60
+ROUNDS = 50
 
 
 class Block(nn.Module):
