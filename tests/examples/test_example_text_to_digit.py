@@ -53,8 +53,6 @@ def _modules_of_the_example():
 
 @pytest.fixture(scope="module")
 def results():
-    if not (EXAMPLE / "results.json").exists():
-        pytest.skip("what run.py --seeds 0 1 2 measures is not kept yet")
     return json.loads((EXAMPLE / "results.json").read_text(encoding="utf-8"))
 
 
@@ -79,9 +77,12 @@ def execute(program, *arguments):
     return printed.getvalue()
 
 
-def test_the_program_trains_the_adapter_alone_and_writes_weights_figures_and_results(tiny):
+def test_the_program_trains_the_adapter_alone_and_writes_weights_figures_and_results(tiny, results):
     folder, printed = tiny
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert found.keys() == results.keys()
+    assert found["parameters"] == results["parameters"]
+    assert found["pictures"] == results["pictures"]
     assert found["seeds"].keys() == {"0"}
     assert found["seeds"]["0"].keys() == {"pretrained", "random"}
     assert re.search(r"^   0  pretrained  new names +\d\.\d{3}", printed, re.MULTILINE), printed
