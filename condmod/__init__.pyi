@@ -3,7 +3,8 @@
 from condmod import codec, functional, serialization, yaml_text
 from condmod.attaching.attach import attach, detach
 from condmod.attaching.conditioned import Conditioned
-from condmod.attaching.planning import Plan, PlannedSite, plan
+from condmod.attaching.planned import Plan, PlannedSite
+from condmod.attaching.planning import plan
 from condmod.attaching.saving import load_pretrained
 from condmod.bank import Bank
 from condmod.build import (
@@ -18,6 +19,11 @@ from condmod.build import (
     list_modulators,
     register,
 )
+from condmod.care.groups import parameter_groups
+from condmod.care.inspecting import inspect
+from condmod.care.inspection import Inspection
+from condmod.care.lint import Finding, lint
+from condmod.care.penalty import penalty
 from condmod.codec import Codec
 from condmod.component import Component
 from condmod.config import (
@@ -75,8 +81,10 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderSpec",
+    "Finding",
     "FoldError",
     "FrozenMapping",
+    "Inspection",
     "Kind",
     "Layer",
     "Modulator",
@@ -116,12 +124,16 @@ __all__ = [
     "generate_owned",
     "hookimpl",
     "indexed",
+    "inspect",
+    "lint",
     "list_encoders",
     "list_modulators",
     "load_pretrained",
     "modulate_owned",
     "one_size",
+    "parameter_groups",
     "parse",
+    "penalty",
     "plan",
     "register",
     "serialization",

@@ -33,6 +33,8 @@ class Codec:
         joined: the same for parameters that the source keeps once for all sites, the rows of one
             site after those of the other.
         shared: the same for what the sites of a bank share.
+        beside: in a model the source keeps them in the module that holds the component, and has
+            no module in its place.
         requires: options that the source's formula fixes, with their values.
     """
 
@@ -41,6 +43,7 @@ class Codec:
     layout: LayoutsOf = field(default=lambda _: ())
     joined: LayoutsOf = field(default=lambda _: ())
     shared: LayoutsOf = field(default=lambda _: ())
+    beside: bool = False
     requires: Mapping[str, Any] = field(default_factory=dict)
 
 

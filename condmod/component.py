@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from condmod.accepting import accept_map, accept_set, accept_sets
 from condmod.config import ComponentConfig, Kind, ModulatorConfig
 from condmod.errors import ConditionError, DefinitionError, ShapeError, SiteError
 from condmod.site import Condition, Shared, Signal, Site, is_bool
@@ -57,6 +58,7 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         aliases: further names, each an entry point of its own.
         deprecated: old names with what to use instead, each an entry point of its own.
         kinds: which conditions it takes.
+        sets: names of several sets of tokens, where its condition maps these to them (kind `set`).
         site_params: whether parameters are used after `generate`.
         changes_width: whether it serves sublayers whose output has `Site.out_features` channels.
         waivers: laws that it cannot keep, with the reason.
@@ -65,6 +67,7 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
     name: ClassVar[str]
     Config: ClassVar[type[ModulatorConfig]]
     kinds: ClassVar[frozenset[Kind]]
+    sets: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[tuple[str, ...]] = ()
     deprecated: ClassVar[Mapping[str, str]] = {}
     site_params: bool = False
@@ -155,11 +158,25 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         fits = x.ndim > 1 and x.shape[dim] == self.site.features
         if not x.is_floating_point():
             raise ShapeError(f"{self.where()} takes floating features; got {x.dtype}")
+        parts: Sequence[Any] = (condition,)
+        if self.sets and isinstance(condition, Mapping):
+            parts = tuple(condition.values())
+        fits = fits and all(self._belong(x, part) for part in parts)
+        if not fits:
+            raise ShapeError(self._misfit(x, condition))
+
+    def _belong(self, x: Tensor, condition: Any) -> bool:
+        """Whether features and one condition have fitting shapes.
+
+        Raises:
+            ConditionError: they are on two devices.
+        """
+        dim, fits = self.site.channel_dim, True
         value: Any = condition.value if isinstance(condition, Signal) else condition
         embedding = isinstance(value, Tensor) and value.is_floating_point()  # else accept says why
         if embedding and self.kinds <= {"global", "aligned", "rows"}:
             index = condition.index if isinstance(condition, Signal) else None
-            fits = fits and self._takes(value, index) and value.shape[0] == x.shape[0]
+            fits = self._takes(value, index) and value.shape[0] == x.shape[0]
             if fits and (index is not None or value.ndim > 2):
                 places = value.movedim(dim, -1).shape[:-1] if index is None else index.shape
                 fits = places == x.movedim(dim, -1).shape[:-1]
@@ -168,13 +185,14 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
                     f"{self.where()}: Signal.index is on {index.device}, its rows are on "
                     f"{value.device}; move one of them"
                 )
-            if value.device != x.device:
-                raise ConditionError(
-                    f"{self.where()}: the condition is on {value.device}, the features are on "
-                    f"{x.device}; move one of them"
-                )
-        if not fits:
-            raise ShapeError(self._misfit(x, condition))
+        if embedding and fits and self.kinds & {"map", "set"}:
+            fits = value.ndim < 3 or value.shape[0] == x.shape[0]  # else accept_map says why
+        if embedding and value.device != x.device and "raw" not in self.kinds:
+            raise ConditionError(
+                f"{self.where()}: the condition is on {value.device}, the features are on "
+                f"{x.device}; move one of them"
+            )
+        return fits
 
     def accept(self, condition: Condition) -> Tensor:
         """Check a condition that is global, aligned or rows and return it with its width last.
@@ -224,6 +242,67 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
             return value
         return value.movedim(self.site.channel_dim, -1)
 
+    def accept_map(self, condition: Condition) -> Tensor:
+        """Check a condition that is a map and return it as it is, its channels where x has them.
+
+        Args:
+            condition: (B, D, *sides) where the features are channels-first, (B, *sides, D) where
+                they are channels-last; of any resolution.
+
+        Raises:
+            ShapeError: another shape.
+            ConditionError: not a floating tensor, or a Signal with more than its value.
+        """
+        return accept_map(self.where, self.site, condition)
+
+    def accept_set(
+        self, condition: Condition, *, may_hide_all: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Check a condition that is a set of tokens.
+
+        Args:
+            condition: (B, S, D), or a Signal of such with a mask (B, S), True for real tokens.
+            may_hide_all: whether a mask may hide every token of a sample, as it may where there
+                are null keys.
+
+        Returns:
+            The tokens and the mask.
+
+        Raises:
+            ShapeError: another shape.
+            ConditionError: not a floating tensor, a Signal with presence or index, a mask that
+                is not bool with one value per token, or one that hides all of a sample's; the
+                last in eager mode on a CPU alone, elsewhere the component gives zeros.
+        """
+        return accept_set(self.where, self.site, condition, may_hide_all=may_hide_all)
+
+    def accept_sets(self, condition: Condition) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Check a condition that is a mapping of `sets` to sets of tokens, of one batch.
+
+        Args:
+            condition: for each name what `accept_set` takes.
+
+        Returns:
+            For each name the tokens and the mask.
+
+        Raises:
+            ShapeError: another shape, or two batches.
+            ConditionError: missing or surplus names, or content that `accept_set` refuses.
+        """
+        return accept_sets(self.where, self.site, self.sets, condition)
+
+    def accept_nothing(self, condition: Condition) -> None:
+        """Check that a modulator that reads the features alone is given no condition.
+
+        Raises:
+            ConditionError: it is given one.
+        """
+        if condition is not None:
+            raise ConditionError(
+                f"{self.where()} reads the features alone and takes no condition; got "
+                f"{type(condition).__name__}; call it with the features"
+            )
+
     def check_channels(self, x: Tensor) -> None:
         """Check the features' channels, for a `modulate` that uses them before its modulation.
 
@@ -268,6 +347,8 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         came = [] if x is None else [f"features {tuple(x.shape)}"]
         if isinstance(value, Tensor):
             came.append(f"a condition {tuple(value.shape)}")
+        if self.sets and isinstance(value, Mapping):
+            came += [f"{name!r} {_shape(part)}" for name, part in value.items()]
         if index is not None:
             came[-1] += f" with an index {tuple(index.shape)}"
         return (
@@ -285,7 +366,12 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
             inside = f"{width}, *positions" if first else f"*positions, {width}"
             shapes.append(f"an aligned condition (B, {inside})")
         if "map" in self.kinds:
-            shapes.append(f"a map (B, {width}, *sides)")
+            first = self.site.channel_dim == 1
+            inside = f"{width}, *sides" if first else f"*sides, {width}"
+            shapes.append(f"a map (B, {inside})")
+        if "set" in self.kinds:
+            names = f" by the names {list(self.sets)}" if self.sets else ""
+            shapes.append(f"tokens (B, S, {width}){names}")
         if "rows" in self.kinds:
             shapes.append(f"rows (B, R, {width}) with an index (B, *positions)")
         return " or ".join(shapes)
@@ -312,6 +398,12 @@ def _check_mask(component: Component[Any, Any], signal: Signal) -> None:
             f"{component.where()}: Signal.mask is bool, one per position of an aligned condition; "
             f"got {got} with a condition {tuple(value.shape)}"
         )
+
+
+def _shape(condition: Any) -> Any:
+    """The shape of a set of tokens, for an error; another thing as it is."""
+    value = condition.value if isinstance(condition, Signal) else condition
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _words(kinds: frozenset[Kind]) -> str:

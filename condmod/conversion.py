@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condmod.bank import Bank
 from condmod.build import SpecLike, configure
-from condmod.codec import Codec, Layout, Shares
+from condmod.codec import Codec, Layout, Shares, same
 from condmod.component import Component
 from condmod.config import ComponentConfig
 from condmod.errors import CodecError
@@ -21,7 +22,7 @@ _SHOWN = 40  # keys of an error: a component's own, and not a whole model's
 
 
 def convert(
-    component: Component[Any, Any] | Bank | SpecLike,
+    component: nn.Module | SpecLike,
     source: str,
     state_dict: Mapping[str, Tensor],
     *,
@@ -32,11 +33,12 @@ def convert(
 
     Args:
         component: a modulator, whose shapes are then checked too, or its spec; or a bank, whose
-            sites the source's keys then begin with, as in "blocks.0.adaLN_modulation.1.weight".
+            sites the source's keys then begin with, as in "blocks.0.adaLN_modulation.1.weight"; or
+            a model that holds such, whose other keys are the source's own.
         source: a name that the component has a codec for, as in "dit"; `condmod show NAME` lists
             them.
-        state_dict: exactly the parameters of the component, by the source's keys; by ours where
-            `inverse`.
+        state_dict: exactly the parameters (and buffers) of the component, by the source's keys;
+            by ours where `inverse`.
         inverse: from ours to the source's.
         registry: where the component's plugin is looked up.
 
@@ -45,17 +47,20 @@ def convert(
 
     Raises:
         CodecError: the source is unknown or reads an option otherwise, keys are missing or
-            surplus (all are listed), or a shape does not fit.
+            surplus (all are listed), a shape does not fit, or what is one tensor in the model
+            comes with two values.
     """
     if not isinstance(state_dict, Mapping):
         raise CodecError(f"parameters come as a state dict; got {type(state_dict).__name__}")
     registry = active_registry() if registry is None else registry
-    config = _config(component, registry)
-    codec = _find(config, source, registry)
-    where = component.where() if isinstance(component, Component) else config.component_name()
+    if isinstance(component, nn.Module) and not isinstance(component, Component | Bank):
+        where = type(component).__name__
+        layouts = _layouts_of_model(where, component, source, registry)
+    else:
+        config = _config(component, registry)
+        where = component.where() if isinstance(component, Component) else config.component_name()
+        layouts = _layouts_of(config, component, _find(config, source, registry))
     shapes = _shapes(component)
-    layouts = list(_layouts(codec, config, component))
-    _check_codec(codec, layouts, shapes)
     ways = [
         (layout.ours, layout.theirs) if inverse else (layout.theirs, layout.ours)
         for layout in layouts
@@ -73,6 +78,8 @@ def convert(
             value = state_dict[key] if inverse else converted[key]
             if key in shapes and value.shape != shapes[key]:
                 raise CodecError(f"{where}: {key} is {tuple(shapes[key])} here; got {came}")
+    if isinstance(component, nn.Module):
+        _check_ties(where, component, state_dict if inverse else converted)
     return converted
 
 
@@ -96,6 +103,53 @@ def _find(config: ComponentConfig, source: str, registry: Registry) -> Codec:
                 f"{option}={show(value)}, not {option}={show(held)}"
             )
     return known[source]
+
+
+def _layouts_of_model(
+    where: str, model: nn.Module, source: str, registry: Registry
+) -> list[Layout]:
+    """Of each component, by its place in the model, and of every other key, which both share.
+
+    Of a bank the source's keys begin where the module that holds it stands, as its sites do.
+    """
+    layouts: list[Layout] = []
+    held: tuple[str, ...] = ()
+    for place, part in model.named_modules(remove_duplicate=False):
+        if not isinstance(part, Component | Bank) or place.startswith(held):
+            continue
+        held += (f"{place}.",)
+        codec = _find(part.config, source, registry)
+        beside = codec.beside or isinstance(part, Bank)
+        theirs = place.rpartition(".")[0] if beside else place
+        layouts += [
+            Layout(_under(place, layout.ours), _under(theirs, layout.theirs))
+            for layout in _layouts_of(part.config, part, codec)
+        ]
+    if not layouts:
+        raise CodecError(
+            f"{where} holds no modulator, so it has no keys to convert: load the state dict as it "
+            "is, or give the model that holds the modulators"
+        )
+    layouts += [same(key, key) for key in model.state_dict() if not key.startswith(held)]
+    counts = Counter(key for layout in layouts for key in layout.theirs)
+    if twice := sorted(key for key, count in counts.items() if count > 1):
+        raise CodecError(
+            f"{where}: two of its parameters are {', '.join(twice)} as {source} has them; give "
+            "the modulator or the other module another place"
+        )
+    return layouts
+
+
+def _under(place: str, side: Shares) -> Shares:
+    """The keys as they are in the whole model."""
+    return {f"{place}.{key}" if place else key: names for key, names in side.items()}
+
+
+def _layouts_of(config: ComponentConfig, component: Any, codec: Codec) -> list[Layout]:
+    """Those of one component, spec or bank, checked."""
+    layouts = list(_layouts(codec, config, component))
+    _check_codec(codec, layouts, _shapes(component))
+    return layouts
 
 
 def _layouts(codec: Codec, config: ComponentConfig, component: Any) -> Iterator[Layout]:
@@ -192,7 +246,22 @@ def _split(where: str, given: Shares, state_dict: Mapping[str, Tensor]) -> dict[
     return shares
 
 
+def _check_ties(where: str, model: nn.Module, held: Mapping[str, Tensor]) -> None:
+    """What is one tensor here comes with one value, however many keys it has."""
+    first: dict[int, str] = {}
+    for key, value in model.state_dict(keep_vars=True).items():
+        if key not in held:  # a count of batches, left out
+            continue
+        other = first.setdefault(id(value), key)
+        one, two = held[other], held[key]
+        if one.is_meta or two.is_meta:  # no values to compare
+            continue
+        if other != key and not torch.equal(one, two.to(one.device)):
+            raise CodecError(f"{where}: {other} and {key} are one tensor here; got two that differ")
+
+
 def _shapes(component: Any) -> dict[str, torch.Size]:
-    if not isinstance(component, Component | Bank):
+    if not isinstance(component, nn.Module):
         return {}
-    return {key: value.shape for key, value in component.state_dict().items()}
+    held = component.state_dict()  # an extra state may be anything
+    return {key: value.shape for key, value in held.items() if isinstance(value, Tensor)}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from condmod.config import Kind, Role
 from condmod.entries import Entry, located
+from condmod.html_table import html_table
 from condmod.registry import Registry, active_registry
 from condmod.spec import show
 
@@ -33,6 +35,7 @@ class Description:
     doc: str
     kinds: tuple[Kind, ...]
     site_params: bool
+    around: bool
     aliases: tuple[str, ...]
     waivers: Mapping[str, str]
     sources: tuple[str, ...]
@@ -42,6 +45,12 @@ class Description:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        head = f"<h4>{escape(self.name)}</h4><p>{escape(self.summary)}</p>"
+        kinds = f"<p>Conditions: {escape(', '.join(self.kinds))}</p>" if self.kinds else ""
+        rows = [(o.name, o.type, o.default, o.description) for o in self.options]
+        return head + kinds + html_table(("option", "type", "default", ""), rows)
 
 
 def describe(name: str, *, registry: Registry | None = None) -> Description:
@@ -71,6 +80,7 @@ def describe(name: str, *, registry: Registry | None = None) -> Description:
         doc=doc,
         kinds=tuple(sorted(getattr(cls, "kinds", ()))),
         site_params=getattr(cls, "site_params", False),
+        around=hasattr(cls, "around"),
         aliases=(*cls.aliases, *cls.deprecated),
         waivers=dict(cls.waivers),
         sources=tuple(codec.source for codec in registry.codecs(name)),

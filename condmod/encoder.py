@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Self, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
+from condmod.accepting import hides_all
 from condmod.component import define
 from condmod.config import EncoderConfig, NullableConfig
 from condmod.errors import ConditionError, ShapeError
@@ -52,7 +53,11 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
 
     @abstractmethod
     def encode(self, signal: Signal) -> Tensor | Signal:
-        """Turn a signal whose samples are all present into (B, D) or (B, T, D)."""
+        """Turn a signal whose samples are all present into (B, D) or (B, T, D).
+
+        The signal's mask goes along by itself; what takes it in, as pooling does, reads it by
+        `read_mask` and gives a Signal of its own, without a mask where none comes out.
+        """
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -99,6 +104,37 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
             )
         return value
 
+    def read_mask(
+        self, signal: Signal, shape: Sequence[int], *, may_hide_all: bool = False
+    ) -> Tensor | None:
+        """The signal's mask, for an `encode` that reads what it shows.
+
+        Args:
+            signal: what `encode` was given.
+            shape: B and S.
+            may_hide_all: whether it may hide every token of a sample.
+
+        Raises:
+            ConditionError: not bool with one value per token; or, in eager mode on a CPU, it
+                hides what it may not.
+        """
+        mask = signal.mask
+        if mask is None:
+            return None
+        if not is_bool(mask, shape):
+            raise ConditionError(
+                f"{self.name}: Signal.mask is bool (B, S), one per token; got {_words(mask)} for "
+                f"B, S = {tuple(shape)}"
+            )
+        if not may_hide_all and hides_all(mask):
+            bare = (~mask.any(1)).nonzero().flatten().tolist()
+            raise ConditionError(
+                f"{self.name}: Signal.mask hides every token of the samples {bare}; show one token "
+                f"at least, or say that they are absent: {self.name}(nullable=True) with "
+                "Signal(..., present=...)"
+            )
+        return mask
+
     @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
     def forward(self, signal: Condition) -> Tensor | Signal:
         """Encode a signal; samples with `present` False become the learned null.
@@ -123,7 +159,10 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
             self.encode(given)  # says what it takes instead
         present = self._presence(value, given.present)
         safe = torch.where(_column(present, value), value, torch.zeros_like(value))
-        clean = given._replace(value=safe, present=None)
+        mask = given.mask
+        if mask is not None and is_bool(mask, value.shape[:2]):
+            mask = mask | ~present[:, None]  # what an absent sample hides does not matter
+        clean = given._replace(value=safe, mask=mask, present=None)
         out = self._masked(clean, self.encode(clean))
         if isinstance(out, Signal):
             assert out.mask is not None
@@ -140,8 +179,11 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
 
     def _masked(self, signal: Signal, out: Tensor | Signal) -> Tensor | Signal:
         """What `encode` gave, with the signal's mask where `encode` did not keep it itself."""
+        if isinstance(out, Signal):
+            own: Tensor = out.value
+            return own if out.mask is None else out
         mask = signal.mask
-        if mask is None or isinstance(out, Signal):
+        if mask is None:
             return out
         if out.ndim != 3 or not is_bool(mask, out.shape[:2]):
             raise ConditionError(

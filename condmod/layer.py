@@ -16,7 +16,7 @@ class Layer(NamedTuple):
         argument: the name of the argument that holds the features; "" for the first.
         item: which of several outputs holds the features: its position, in a mapping, too.
         refuses: why a module, or what it reads, cannot be conditioned; "" where it can. It is
-            given the module and "input", "output" or "around".
+            given the module and "input", "output", "around" or "weight".
     """
 
     gives: Callable[[Any], int]

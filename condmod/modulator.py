@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import ClassVar, final
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from condmod.component import Component, ConfigT, ModulationT
 from condmod.errors import ConditionError
@@ -28,12 +28,14 @@ class Modulator(Component[ConfigT, ModulationT]):
         """Apply a modulation to the features; never sees the condition."""
 
     @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
-    def forward(self, x: Float[Tensor, "B ..."], condition: Condition) -> Float[Tensor, "B ..."]:
+    def forward(
+        self, x: Float[Tensor, "B ..."], condition: Condition = None
+    ) -> Float[Tensor, "B ..."]:
         """modulate(x, generate(condition)).
 
         Args:
             x: features, (B, ..., C) or (B, C, ...) as the site says.
-            condition: one of `kinds`.
+            condition: one of `kinds`; None for the kind `self`.
 
         Returns:
             The shape, dtype and device of x.
@@ -55,6 +57,7 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
 
     Attributes:
         parts: how many sublayers one `generate` serves.
+        reads_weight: whether it needs the sublayer itself, whose weight it reads.
         reads: which features each part enters: those before part reads[i], so (0, 0, 2) has the
             first two parts read the same; empty where each reads what the part before it gave.
     """
@@ -62,6 +65,11 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
     reads_weight: ClassVar[bool] = False
     parts: int = 1
     reads: tuple[int, ...] = ()
+
+    @classmethod
+    def refuses_layer(cls, layer: nn.Module) -> str:  # noqa: ARG003
+        """Why it cannot act around a layer whose weight it reads; "" where it can."""
+        return ""
 
     @abstractmethod
     def enter(self, x: Tensor, modulation: ModulationT, sublayer: Sublayer | None) -> Tensor:
@@ -81,11 +89,13 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
 
         Args:
             x: features, (B, ..., C) or (B, C, ...) as the site says.
-            condition: one of `kinds`.
+            condition: one of `kinds`; None for the kind `self`.
             sublayers: `parts` callables from features to features.
 
         Returns:
-            The sublayer's output shape, with the dtype and device of x.
+            The shape of what the sublayer gives (of half its channels for a gate that pairs them,
+            as WaveNet's), with the dtype and device of x (under autocast the dtype
+            of what the sublayer gives, where nothing is added to x).
 
         Raises:
             ConditionError: another number of sublayers than `parts`.

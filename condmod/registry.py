@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import pluggy
 
@@ -27,6 +28,7 @@ from condmod.errors import (
     UnknownNameError,
     told,
 )
+from condmod.html_table import html_table
 from condmod.spec import is_name, nearest
 
 if TYPE_CHECKING:
@@ -219,7 +221,9 @@ class Registry:
     def _codecs(self, name: str, entry: Entry, module: Any) -> "list[Codec]":
         from condmod.codec import Codec
 
-        own = {other.name for other in self._provided(entry).values()}
+        roles: tuple[Role, ...] = get_args(Role)
+        both = [self._provided(replace(entry, role=role)) for role in roles]
+        own = {other.name for provided in both for other in provided.values()}
         found: dict[tuple[str, str], Codec] = {}
         for codecs in self._ask(module, "condmod_codecs"):
             for codec in codecs:
@@ -305,6 +309,12 @@ class Registry:
         counts = f"{_count(len(self), 'component')} from {_count(len(owners), 'distribution')}"
         broken = f", {_count(len(self.quarantine), 'plugin')} failed" if self.quarantine else ""
         return f"<Registry: {counts}{broken}>"
+
+    def _repr_html_(self) -> str:
+        claims = [entry for group in self._entries.values() for entry in group]
+        claims += [entry for entry, _ in self._registered.values()]
+        rows = sorted((entry.name, entry.role, entry.provenance) for entry in claims)
+        return html_table(("name", "role", "from"), rows)
 
 
 _ACTIVE: ContextVar["Registry | None"] = ContextVar("condmod_registry", default=None)

@@ -34,7 +34,8 @@ class Shared(NamedTuple):
     value: Any
 
 
-Condition: TypeAlias = "Tensor | Signal | Mapping[str, Tensor | Signal]"
+# None where a modulator reads the features alone (kind `self`).
+Condition: TypeAlias = "Tensor | Signal | Mapping[str, Tensor | Signal] | None"
 
 
 @dataclass(frozen=True, slots=True)

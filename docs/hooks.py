@@ -33,14 +33,14 @@ import torch
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 import condmod
+from condmod.care.cost import cost
 from condmod.cli import app
 from condmod.testing import ENCODER_LAWS, MODULATOR_LAWS
 
-FEATURES, CONDITION, POSITIONS = 64, 128, 32
+FEATURES, CONDITION = 64, 128
 MARKER = re.compile(
     r"^<!-- (component|components|command|laws|codecs|fields|comparison|parity|conformance|matrix)"
     r": (.+) -->$",
@@ -113,7 +113,7 @@ class Sample:
     module: nn.Module
     site: condmod.Site | None = None
     shared: nn.Module | None = None
-    passes: int | None = None
+    passes: tuple[str, ...] | None = None
 
     @property
     def parameters(self) -> int:
@@ -142,50 +142,11 @@ def sample(spec: str) -> Sample:
     if config.role == "encoder":
         return Sample(spec, condmod.create_encoder(config, CONDITION), None)
     kinds = config.component.kinds
-    width = None if "raw" in kinds else FEATURES if kinds == {"map"} else CONDITION
-    site = condmod.Site(FEATURES, width)
-    places = () if "global" in kinds else (POSITIONS,)
-    condition = raw_condition(config) if width is None else torch.randn(2, *places, width)
+    width = FEATURES if config.component.name == "adain" else CONDITION  # a style's features
+    site = condmod.Site(FEATURES, None if kinds & {"raw", "self"} else width)
     bank = condmod.create_bank(config, {"here": site})
-    count = passes(bank["here"], bank(condition)["here"])
+    count = cost(config, features=FEATURES, condition_dim=width).passes
     return Sample(spec, bank["here"], site, bank.shared, count)
-
-
-def raw_condition(config: Any) -> Any:
-    """Step or class 0 for two samples, or zeros as wide as the config's `widths` say, by name."""
-    if widths := getattr(config, "widths", None):
-        return {name: torch.zeros(2, width) for name, width in widths.items()}
-    zeros = torch.zeros(2, dtype=torch.long)
-    inputs = getattr(getattr(config, "encoder", None), "inputs", None)
-    return zeros if inputs is None else dict.fromkeys(inputs, zeros)
-
-
-def passes(module: Any, modulation: Any) -> int:
-    """How many eager float32 operators read the features, for one part."""
-    x = torch.randn(2, POSITIONS, FEATURES)
-    with torch.no_grad(), _Readers(x.numel()) as readers:
-        if isinstance(module, condmod.Modulator):
-            module.modulate(x, modulation)
-        else:
-            module.exit(x, module.enter(x, modulation[0], None), modulation[0], None)
-    return readers.count
-
-
-class _Readers(TorchDispatchMode):
-    """Counts the operators that read a tensor of `size` elements and return no view."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        large = [arg for arg in args if isinstance(arg, Tensor) and arg.numel() >= self.size]
-        first = out[0] if isinstance(out, tuple) else out
-        storages = {arg.untyped_storage().data_ptr() for arg in large}
-        self.count += bool(large) and first.untyped_storage().data_ptr() not in storages
-        return out
 
 
 def component(spec: str) -> str:
@@ -544,8 +505,10 @@ def _what(built: Sample) -> str:
 
 
 def _passes(built: Sample) -> str:
+    if built.passes is None:
+        return "its sublayer's"
     around = isinstance(built.module, condmod.SublayerModulator)
-    return f"{built.passes} per part" if around else str(built.passes)
+    return f"{len(built.passes)} per part" if around else str(len(built.passes))
 
 
 def _options(known: Any) -> str:

@@ -10,7 +10,8 @@ from torch import nn
 from condmod.attaching.conditioned import Conditioned
 from condmod.attaching.layers import Features, infer
 from condmod.attaching.patterns import named_modules
-from condmod.attaching.planning import Plan, Start, check_model, plan
+from condmod.attaching.planned import Plan, Start
+from condmod.attaching.planning import check_model, plan
 from condmod.attaching.sites import sites_of
 from condmod.attaching.standing import Freeze, Standing
 from condmod.build import SpecLike
@@ -108,6 +109,11 @@ def prepare(model: nn.Module, plan: Plan, name: str) -> Conditioned:
         if isinstance(known, Features) and known[1] == said[1] and known[0] != said[0]:
             raise SiteError(
                 f"the plan has {said[0]} features at {place!r}, the model {known.features}"
+            )
+        gives = planned.site.out_features or said[0]
+        if isinstance(known, Features) and known[1] == said[1] and known.gives != gives:
+            raise SiteError(
+                f"the plan has {gives} features that {place!r} gives, the model {known.gives}"
             )
     if len({planned.site.name for planned in plan}) < len(plan):
         raise SiteError("the plan has two sites of one name")

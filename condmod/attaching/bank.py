@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condmod.attaching.planning import Plan, build_bank
+from condmod.attaching.planned import Plan, build_bank
 from condmod.build import create_encoder
 from condmod.errors import ConditionError
 from condmod.site import Condition, Signal
@@ -36,7 +36,10 @@ class AttachedBank(nn.Module):
         encoded: Condition = condition if self.encoder is None else self.encoder(condition)
         for group in self.groups:
             ends = {group[name].site.channel_dim for name in group}
-            if self.encoder is None:
+            kinds = group.config.component.kinds
+            if "self" in kinds:
+                made.update(group(None))
+            elif self.encoder is None or "set" in kinds:
                 made.update(group(encoded))
             elif len(ends) == 1 or group.shared is not None:
                 made.update(group(_seated(encoded, *ends)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from condmod.attaching.bank import AttachedBank
 from condmod.attaching.folding import Undo, fold, undo
 from condmod.attaching.frames import Held, Opened, Refusal, is_recomputing
-from condmod.attaching.planning import Plan
+from condmod.attaching.planned import Plan
 from condmod.attaching.standing import Freeze, Standing
 from condmod.errors import ConditionError, FoldError
 
@@ -53,7 +53,8 @@ class Conditioned(nn.Module):
         Args:
             *args: what the model takes.
             condition: what the attachment takes, (B, D) or an aligned or other kind of its
-                modulators; with an encoder its raw signals.
+                modulators; with an encoder its raw signals; none where all of them read the
+                features alone.
             strength: 0 is the base bit for bit, 1 the full modulation; a number, or a tensor
                 without dims, with which a compiled model does not recompile.
             **kwargs: what the model takes.
@@ -63,26 +64,32 @@ class Conditioned(nn.Module):
                 already, or one on another device or of another dtype than the modulators.
             ShapeError: the condition has another batch or width than the features.
         """
-        if condition is _UNGIVEN:
-            if strength is not None:
+        if condition is _UNGIVEN and not self._acts_alone():
+            if strength is not None and self.plan.needs_condition:
                 raise ConditionError("a strength is given beside a condition; say both, or neither")
             return self.base(*args, **kwargs)
+        condition = None if condition is _UNGIVEN else condition
         self._standing.forget_reached()
         with self.condition(condition, strength=strength):
             output = self.base(*args, **kwargs)
         self._standing.tell_missed(self.base)
         return output
 
-    def condition(self, condition: Any, *, strength: Any = None) -> AbstractContextManager[None]:
+    def condition(
+        self, condition: Any = None, *, strength: Any = None
+    ) -> AbstractContextManager[None]:
         """A context in which the model, whoever calls it, is under this condition.
 
         A backward pass may run in it or after it. Arguments and errors as those of a call.
         """
         self._check_on()
         self._check_free()
-        if condition is None:
+        if (condition is None) == self.plan.needs_condition:
             raise ConditionError(
                 "the condition is None; give one, or run the model under conditioned.disabled()"
+                if condition is None
+                else f"the attachment {self.name!r} reads the features alone and takes no "
+                "condition; call conditioned(x)"
             )
         self.bank.check_condition(condition)
         self._follow_mode()
@@ -237,6 +244,13 @@ class Conditioned(nn.Module):
             if name in {"base", "_modules"} or "base" not in self.__dict__.get("_modules", {}):
                 raise
             return getattr(self.base, name)
+
+    def _acts_alone(self) -> bool:
+        """Whether a call without a condition is to be modulated: all sites read x alone."""
+        if self.plan.needs_condition or not self.is_on:
+            return False
+        sites = self._standing.sites.values()
+        return all(isinstance(site.slot.held, Refusal) for site in sites)
 
     def _follow_mode(self) -> None:
         """Put the bank in the base's mode, which a loop that holds the base alone has set."""

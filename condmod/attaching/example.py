@@ -57,13 +57,17 @@ class Observed:
     def infer(self, module: nn.Module, placement: Placement) -> Features | str:
         """The features at a module, as the example shows them, or why it does not."""
         ends = {"input": [self.reads], "output": [self.gives]}
-        seats = {self._seat(module, end) for end in ends.get(placement, [self.reads, self.gives])}
-        if len(seats) > 1:
-            return "what it reads and what it gives on the example have other channels"
-        seat = seats.pop()
-        if isinstance(seat, str):
-            return seat
-        return Features(*seat, first_argument(module), 0)
+        seats: list[_Seat] = []
+        for side in ends.get(placement, [self.reads, self.gives]):
+            seat = self._seat(module, side)
+            if isinstance(seat, str):
+                return seat
+            seats.append(seat)
+        (features, dim), (gives, end) = seats[0], seats[-1]
+        if dim != end:
+            return "what it reads and what it gives on the example have their channels elsewhere"
+        argument = first_argument(module)
+        return Features(features, dim, argument, 0, gives if gives != features else None)
 
     def _watch(self, module: nn.Module) -> Any:
         def note(_: Any, args: Any, kwargs: Any, output: Any) -> None:

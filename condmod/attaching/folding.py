@@ -70,7 +70,7 @@ def changes(
     """
     if modulator.site_params:
         raise Refused(f"{modulator.name} has parameters that read the features")
-    if placement != "around":
+    if placement in ("input", "output"):
         affine = _affine(modulator, lambda x: modulator.modulate(x, modulation), strength)
         return _into(module, placement, affine)
     if modulator.reads_weight:

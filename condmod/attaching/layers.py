@@ -19,12 +19,26 @@ class Unknown(str):
 
 
 class Features(NamedTuple):
-    """What a site sees: C, where the channels lie, and how its module takes and gives them."""
+    """What a site sees: C, where the channels lie, and how its module takes and gives them.
+
+    Attributes:
+        features: C; around a module those that it reads.
+        channel_dim: 1 or -1.
+        argument: the name of the argument that holds them.
+        item: which of several outputs holds them.
+        out_features: those that it gives, where a site around it has other ones.
+    """
 
     features: int
     channel_dim: int
     argument: str
     item: int
+    out_features: int | None = None
+
+    @property
+    def gives(self) -> int:
+        """C of what comes out."""
+        return self.out_features or self.features
 
 
 def infer(module: nn.Module, placement: Placement) -> Features | str:
@@ -32,7 +46,7 @@ def infer(module: nn.Module, placement: Placement) -> Features | str:
 
     Args:
         module: the module.
-        placement: on what it reads, on what it gives, or around it.
+        placement: on what it reads, on what it gives, around it, or on its weight.
     """
     if _base(type(module)).forward is nn.Module.forward:
         return f"a {type(module).__name__} is never called; match what it holds"
@@ -50,10 +64,10 @@ def infer(module: nn.Module, placement: Placement) -> Features | str:
         return Unknown(f"what is known of {_path(_base(type(module)))} does not hold: {error}")
     if reason:
         return reason
-    if placement == "around" and reads != gives:
-        return f"it turns {reads} features into {gives}, and what acts around it keeps their number"
-    features = reads if placement == "input" else gives
-    return Features(features, dim, layer.argument or first_argument(module), layer.item)
+    argument = layer.argument or first_argument(module)
+    if placement in ("around", "weight") and reads != gives:
+        return Features(reads, dim, argument, layer.item, gives)
+    return Features(reads if placement == "input" else gives, dim, argument, layer.item)
 
 
 def is_plain(module: nn.Module, cls: Any) -> bool:
@@ -102,12 +116,10 @@ def _of_sequence(module: Any, placement: Placement) -> Features | str:
     first, last = found[0], found[-1]
     assert isinstance(first, Features)
     assert isinstance(last, Features)
-    if first[:2] != last[:2]:
-        return (
-            f"it turns {first.features} features into {last.features}, and what acts around it "
-            "keeps their number"
-        )
-    return Features(last.features, last.channel_dim, "input", last.item)
+    if first.channel_dim != last.channel_dim:
+        return "what it reads and what it gives have their channels at different ends"
+    gives = last.features if last.features != first.features else None
+    return Features(first.features, last.channel_dim, "input", last.item, gives)
 
 
 @cache

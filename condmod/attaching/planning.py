@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, get_args
+from collections.abc import Mapping
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
@@ -13,163 +11,15 @@ from torch import nn
 from condmod.attaching.example import Observed
 from condmod.attaching.layers import Features, Unknown, first_argument, infer
 from condmod.attaching.patterns import match, named_modules
+from condmod.attaching.planned import Plan, PlannedSite, Start
 from condmod.attaching.sites import Placement
 from condmod.attaching.starting import check_starts
-from condmod.bank import Bank
 from condmod.build import SpecLike, configure, create_encoder
 from condmod.config import EncoderConfig, ModulatorConfig
 from condmod.errors import SiteError, SpecError
 from condmod.modulator import Modulator
 from condmod.site import Site
 from condmod.spec import call
-
-Start = Literal["base", "published"]
-Choice = "SpecLike | tuple[Any, ...]"
-
-
-@dataclass(frozen=True)
-class PlannedSite:
-    """One place of a model and what goes there.
-
-    Attributes:
-        module: the class of the module, for people to read.
-        pattern: what named it.
-        config: the modulator's options.
-        placement: on what the module reads, on what it gives, or around it.
-        site: C, D, where the channels lie, and the module's dotted name.
-        argument: the name of the argument that holds the features.
-        item: which of several outputs holds the features.
-    """
-
-    module: str
-    pattern: str
-    config: ModulatorConfig
-    placement: Placement
-    site: Site
-    argument: str
-    item: int
-
-
-class Counts(NamedTuple):
-    """How many parameters an attachment has.
-
-    Attributes:
-        sites: at each site, by its name.
-        shared: in what the sites of a pattern share, by the pattern.
-        encoder: in the encoder.
-    """
-
-    sites: dict[str, int]
-    shared: dict[str, int]
-    encoder: int
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return sum(self.sites.values()) + sum(self.shared.values()) + self.encoder
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every site of an attachment; prints as a table.
-
-    Attributes:
-        sites: in the order of the patterns, and of the model.
-        condition_dim: D, the width of the condition; None where every modulator has its encoder.
-        encoder: turns raw signals into the condition, if there is one.
-        start: whether the model starts as it was ("base") or each modulator as it was published.
-        base_parameters: how many the model has.
-    """
-
-    sites: tuple[PlannedSite, ...]
-    condition_dim: int | None
-    encoder: EncoderConfig | None
-    start: Start
-    base_parameters: int
-
-    def groups(self) -> dict[str, list[PlannedSite]]:
-        """The sites by pattern: those of one pattern share what their mechanism shares."""
-        groups: dict[str, list[PlannedSite]] = {}
-        for site in self.sites:
-            groups.setdefault(site.pattern, []).append(site)
-        return groups
-
-    def parameters(self) -> Counts:
-        """How many there are at each site, in what the sites of a pattern share, in the encoder."""
-        sites: dict[str, int] = {}
-        shared: dict[str, int] = {}
-        encoder = 0
-        with torch.device("meta"):
-            for pattern, planned in self.groups().items():
-                bank = build_bank(planned)
-                sites |= {name: _count(bank[name]) for name in bank}
-                if bank.shared is not None:
-                    shared[pattern] = _count(bank.shared)
-            if self.encoder is not None:
-                encoder = _count(create_encoder(self.encoder, self.condition_dim))
-        return Counts(sites, shared, encoder)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        counts = self.parameters()
-        return {
-            "condition_dim": self.condition_dim,
-            "encoder": None if self.encoder is None else str(self.encoder),
-            "start": self.start,
-            "base_parameters": self.base_parameters,
-            "parameters": counts.total,
-            "sites": [
-                {
-                    "name": planned.site.name,
-                    "module": planned.module,
-                    "pattern": planned.pattern,
-                    "spec": str(planned.config),
-                    "placement": planned.placement,
-                    "features": planned.site.features,
-                    "channel_dim": planned.site.channel_dim,
-                    "condition_dim": planned.site.condition_dim,
-                    "argument": planned.argument,
-                    "item": planned.item,
-                    "parameters": counts.sites[planned.site.name],
-                }
-                for planned in self.sites
-            ],
-        }
-
-    def __str__(self) -> str:
-        counts = self.parameters()
-        head = ("site", "module", "spec", "placement", "features", "channels", "parameters")
-        alike: dict[tuple[str, ...], list[PlannedSite]] = {}
-        for planned in self.sites:
-            channels = "last" if planned.site.channel_dim == -1 else "dim 1"
-            what = (planned.module, str(planned.config), str(planned.placement))
-            sizes = (str(planned.site.features), channels, str(counts.sites[planned.site.name]))
-            shape = re.sub(r"(?<![^.])\d+(?![^.])", "*", planned.site.name)
-            alike.setdefault((shape, *what, *sizes), []).append(planned)
-        rows: list[tuple[str, ...]] = [
-            (_ranges([p.site.name for p in sites]), *cells, _times(len(sites), int(number)))
-            for (_, *cells, number), sites in alike.items()
-        ]
-        rows += [
-            (pattern, "", "shared", "", "", "", f"{number:,}")
-            for pattern, number in counts.shared.items()
-        ]
-        total = counts.total
-        part = f" ({_part(total, self.base_parameters)})" if self.base_parameters else ""
-        condition = "the modulators' own" if self.condition_dim is None else str(self.condition_dim)
-        lines = [_aligned(head, rows)]
-        if self.encoder is not None:
-            lines.append(f"encoder {self.encoder}, {counts.encoder:,} parameters")
-        lines.append(
-            f"{len(self.sites)} sites, condition_dim {condition}, {total:,} parameters{part}"
-        )
-        return "\n".join(lines)
-
-    def __iter__(self) -> Iterator[PlannedSite]:
-        return iter(self.sites)
-
-    def __len__(self) -> int:
-        return len(self.sites)
 
 
 def plan(
@@ -185,9 +35,10 @@ def plan(
 
     Args:
         model: any model.
-        patterns: by pattern a spec, or a tuple of a spec with a placement ("input", "output" or
-            "around"; by default a modulator of features conditions a module's output, one that
-            acts around sublayers the module) or with a `Site` that says the features by hand, or
+        patterns: by pattern a spec, or a tuple of a spec with a placement ("input", "output",
+            "around" or "weight"; by default a modulator of features conditions a module's output,
+            one that acts around sublayers the module, and one that reads a layer's weight that)
+            or with a `Site` that says the features by hand, or
             with both. A pattern is a dotted glob, * within a segment and ** across, or "re:" and
             an expression for the whole name, or "type:" and a class.
         condition_dim: D, the width of the condition.
@@ -219,6 +70,7 @@ def plan(
     observed = None if example is None else Observed(model, modules, example)
     sites: list[PlannedSite] = []
     owners: dict[int, tuple[str, str]] = {}
+    users = _users(modules)
     for pattern, choice in patterns.items():
         config, placement, given = _chosen(pattern, choice)
         config = _one_part(config)
@@ -239,12 +91,19 @@ def plan(
                     f"attachment {condition_dim}; say it to plan or attach alone"
                 )
             found = _features(pattern, name, module, placement, given, observed)
+            if placement == "weight":
+                _check_weight(name, module, config, users)
             site = _site(config, name, found, condition_dim, encoding)
             base = getattr(type(module), "_condmod_base", type(module)).__name__
             sites.append(
                 PlannedSite(base, pattern, config, placement, site, found.argument, found.item)
             )
     base = sum(parameter.numel() for parameter in model.parameters())
+    if encoding is not None and all(s.config.component.kinds == {"self"} for s in sites):
+        raise SiteError(
+            f"every modulator of the plan reads the features alone, and none takes what "
+            f"encoder={str(encoding)!r} gives; leave it out"
+        )
     made = Plan(tuple(sites), condition_dim, encoding, start, base)
     made.parameters()  # says what does not fit before anything is built
     if start == "base":
@@ -260,11 +119,6 @@ def check_model(model: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         raise SiteError(f"a model is a torch.nn.Module; got {model!r:.80}")
-
-
-def build_bank(sites: list[PlannedSite]) -> Bank:
-    """The modulators of the sites of one pattern."""
-    return Bank(sites[0].config, {planned.site.name: planned.site for planned in sites})
 
 
 def starting_as_base(config: ModulatorConfig) -> ModulatorConfig:
@@ -293,7 +147,6 @@ def _chosen(pattern: str, choice: Any) -> tuple[ModulatorConfig, Placement, Site
     """The config, placement and hand-written site of a pattern."""
     spec, *rest = choice if isinstance(choice, tuple | list) else (choice,)
     config = cast(ModulatorConfig, configure(spec, role="modulator"))
-    features = issubclass(config.component, Modulator)
     placement: Any = ""
     given = None
     for item in rest:
@@ -304,9 +157,9 @@ def _chosen(pattern: str, choice: Any) -> tuple[ModulatorConfig, Placement, Site
         else:
             raise SiteError(
                 f"the pattern {pattern!r} has a spec, or a tuple of a spec with a placement "
-                f"('input', 'output' or 'around') or a Site; got {item!r:.80}"
+                f"('input', 'output', 'around' or 'weight') or a Site; got {item!r:.80}"
             )
-    placement = placement or ("output" if features else "around")
+    placement = placement or fitting(config)[-1]
     check_placement(config, placement, pattern)
     return config, placement, given
 
@@ -317,14 +170,24 @@ def check_placement(config: ModulatorConfig, placement: Placement, pattern: str)
     Raises:
         SiteError: it turns features into features and is placed around, or the reverse.
     """
-    features = issubclass(config.component, Modulator)
-    if features == (placement == "around"):
-        what = "turns features into features" if features else "acts around a sublayer"
-        fit = "'input' or 'output'" if features else "'around'"
+    fit = fitting(config)
+    if placement not in fit:
+        what = {
+            "output": "turns features into features",
+            "around": "acts around a sublayer",
+            "weight": "reads a layer's weight",
+        }[fit[-1]]
         raise SiteError(
-            f"{config.component_name()} {what}, so its placement is {fit}; the pattern "
-            f"{pattern!r} says {placement!r}"
+            f"{config.component_name()} {what}, so its placement is "
+            f"{' or '.join(map(repr, fit))}; the pattern {pattern!r} says {placement!r}"
         )
+
+
+def fitting(config: ModulatorConfig) -> tuple[Placement, ...]:
+    """The placements at which a modulator can act; the last is its default."""
+    if issubclass(config.component, Modulator):
+        return "input", "output"
+    return ("weight",) if config.component.reads_weight else ("around",)
 
 
 def _one_part(config: ModulatorConfig) -> ModulatorConfig:
@@ -391,14 +254,28 @@ def _features(
     if given is not None:
         known = infer(module, placement)
         said = (given.features, given.channel_dim)
-        if not isinstance(known, Features):
-            return Features(*said, first_argument(module), 0)
-        if known.channel_dim == said[1] and known.features != said[0]:
+        out = given.out_features
+        if out not in (None, given.features) and placement in ("input", "output"):
             raise SiteError(
-                f"the Site of {pattern!r} says features={said[0]}, but {name!r} "
-                f"({type(module).__name__}) has {known.features}"
+                f"the Site of {pattern!r} says features={said[0]} and out_features={out}; at the "
+                f"{placement} of {name!r} there is one width, say it as features"
             )
-        return Features(*said, known.argument, known.item)
+        if isinstance(known, Features) and known.channel_dim == said[1]:
+            if known.features != said[0]:
+                raise SiteError(
+                    f"the Site of {pattern!r} says features={said[0]}, but {name!r} "
+                    f"({type(module).__name__}) has {known.features}"
+                )
+            if out not in (None, known.gives):
+                raise SiteError(
+                    f"the Site of {pattern!r} says out_features={out}, but {name!r} "
+                    f"({type(module).__name__}) gives {known.gives}"
+                )
+            return known
+        out = None if out == given.features else out
+        if isinstance(known, Features):
+            return Features(*said, known.argument, known.item, out)
+        return Features(*said, first_argument(module), 0, out)
     found = infer(module, placement)
     if isinstance(found, Unknown) and observed is not None:
         seen = observed.infer(module, placement)
@@ -427,7 +304,7 @@ def _site(
         SiteError: the component and the attachment's condition do not belong together.
     """
     owns = bool(config.component.kinds & {"raw", "self"})
-    if owns and encoder is not None:
+    if "raw" in config.component.kinds and encoder is not None:
         raise SiteError(
             f"{config} has an encoder of its own; leave out encoder={str(encoder)!r}, or attach "
             "what it holds inside"
@@ -436,51 +313,39 @@ def _site(
         raise SiteError(
             f"{config} needs the width of its condition: say condition_dim=..., or encoder=..."
         )
-    return Site(found.features, None if owns else condition_dim, found.channel_dim, name=name)
+    out = found.out_features
+    if out is not None and not config.component.changes_width:
+        raise SiteError(
+            f"no site can stand at {name!r} (around): it turns {found.features} features into "
+            f"{out}, and what acts around it keeps their number"
+        )
+    width = None if owns else condition_dim
+    return Site(found.features, width, found.channel_dim, out_features=out, name=name)
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _users(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
+    """The names under which each parameter stands, by its id."""
+    users: dict[int, list[str]] = {}
+    for name, module in {id(module): (name, module) for name, module in modules.items()}.values():
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            users.setdefault(id(parameter), []).append(f"{name}.{key}")
+    return users
 
 
-def _ranges(names: list[str]) -> str:
-    """Names that differ in their numbers as one: blocks.0-11.norm1, or with stars and a count."""
-    if len(names) == 1:
-        return names[0]
-    columns = list(zip(*(name.split(".") for name in names), strict=True))
-    varied = [i for i, column in enumerate(columns) if len(set(column)) > 1]
-    parts = [column[0] for column in columns]
-    if len(varied) == 1:
-        numbers = sorted(map(int, columns[varied[0]]))
-        if numbers == list(range(numbers[0], numbers[-1] + 1)):
-            parts[varied[0]] = f"{numbers[0]}-{numbers[-1]}"
-            return ".".join(parts)
-    for i in varied:
-        parts[i] = "*"
-    return f"{'.'.join(parts)} ({len(names)})"
+def _check_weight(
+    name: str, module: nn.Module, config: ModulatorConfig, users: Mapping[int, list[str]]
+) -> None:
+    """Check that a modulator can read a module's weight, and no other module has it.
 
-
-def _times(number: int, each: int) -> str:
-    return f"{each:,}" if number == 1 else f"{number} x {each:,}"
-
-
-def _part(total: int, base: int) -> str:
-    """How many parameters these are against the model's."""
-    return (
-        f"{total / base:.2%} of the model's"
-        if total < base
-        else f"{total / base:.1f} times the model's"
-    )
-
-
-def _aligned(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns under their titles; those of numbers end at one place."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    numbers = {head.index("features"), head.index("parameters")}
-    return "\n".join(
-        "  ".join(
-            word.rjust(width) if i in numbers else word.ljust(width)
-            for i, (word, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    )
+    Raises:
+        SiteError: why not.
+    """
+    reason = config.component.refuses_layer(module)
+    others = users.get(id(getattr(module, "weight", None)), [])
+    if not reason and len(others) > 1:
+        reason = (
+            f"its weight is shared ({', '.join(others)}), and only one of these would be "
+            "conditioned; untie them, or place a modulator of features there"
+        )
+    if reason:
+        raise SiteError(f"{config.component_name()} cannot stand at {name!r} (weight): {reason}")

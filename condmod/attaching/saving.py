@@ -19,7 +19,8 @@ from condmod.attaching.bank import AttachedBank
 from condmod.attaching.conditioned import Conditioned
 from condmod.attaching.layers import Features, infer
 from condmod.attaching.patterns import named_modules, plain_name, reader
-from condmod.attaching.planning import Plan, PlannedSite, Start, check_placement
+from condmod.attaching.planned import Plan, PlannedSite, Start
+from condmod.attaching.planning import check_placement
 from condmod.attaching.sites import Placement
 from condmod.attaching.standing import Freeze
 from condmod.build import configure
@@ -47,6 +48,7 @@ class _SavedSite(_Strict):
     spec: str
     placement: Placement
     features: Size
+    out_features: Size | None = None
     channel_dim: Literal[-1, 1]
     condition_dim: Size | None
     argument: str
@@ -275,7 +277,13 @@ def _plan(saved: _Saved, folder: Any, parameters: int) -> Plan:
                 site.pattern,
                 cast(ModulatorConfig, configure(site.spec, role="modulator")),
                 site.placement,
-                Site(site.features, site.condition_dim, site.channel_dim, name=site.name),
+                Site(
+                    site.features,
+                    site.condition_dim,
+                    site.channel_dim,
+                    out_features=site.out_features,
+                    name=site.name,
+                ),
                 site.argument,
                 site.item,
             )
@@ -315,6 +323,9 @@ def _check_sites(saved: _Saved, model: nn.Module, folder: Any) -> None:
         known = infer(modules[site.name], site.placement) if site.name in modules else ""
         if isinstance(known, Features) and known[:2] != (site.features, site.channel_dim):
             problems.append(f"{site.name} has {known.features} features, not {site.features}")
+        elif isinstance(known, Features) and known.gives != (site.out_features or site.features):
+            gives = site.out_features or site.features
+            problems.append(f"{site.name} gives {known.gives} features, not {gives}")
     if problems:
         raise CheckpointError(
             f"the adapter in {folder} is for another model than this {type(model).__name__}: "

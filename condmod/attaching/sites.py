@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from condmod.attaching.frames import Slot
 from condmod.errors import ShapeError, SiteError
 
-Placement = Literal["input", "output", "around"]
+Placement = Literal["input", "output", "around", "weight"]
 
 
 class Swapped:
@@ -27,7 +27,7 @@ class Swapped:
     Args:
         module: gets the site by `swap`.
         slot: holds what it applies.
-        placement: on what the module reads, on what it gives, or both.
+        placement: on what the module reads, on what it gives, around it, or on its weight.
         reads: the name of the argument that holds the features.
         gives: which of several outputs holds them.
     """
@@ -56,8 +56,7 @@ class Swapped:
             if self.placement == "input":
                 entered = modulator.modulate(x, modulation)
             else:
-                sublayer = module if modulator.reads_weight else None
-                entered = modulator.enter(x, modulation[0], sublayer)
+                entered = modulator.enter(x, modulation[0], self._sublayer(module))
         except ShapeError as error:
             raise self._misfit(x, modulation, error) from None
         entered = _partly(x, entered, strength)
@@ -89,11 +88,14 @@ class Swapped:
             if self.placement == "output":
                 changed = modulator.modulate(y, modulation)
             else:
-                sublayer = module if modulator.reads_weight else None
-                changed = modulator.exit(x, y, modulation[0], sublayer)
+                changed = modulator.exit(x, y, modulation[0], self._sublayer(module))
         except ShapeError as error:
             raise self._misfit(y, modulation, error) from None
         return _partly(y, changed, strength)
+
+    def _sublayer(self, module: nn.Module) -> nn.Module | None:
+        """The module, for a modulator that reads its weight."""
+        return module if self.placement == "weight" else None
 
     def held(self) -> tuple[Any, Any, Tensor | None]:
         """What the slot holds, unpacked so that a refusal speaks."""
@@ -124,8 +126,8 @@ def tensors(modulation: Any) -> list[Tensor]:
 
 
 def _partly(x: Tensor, y: Tensor, strength: Tensor | None) -> Tensor:
-    """Y at strength 1, x bit for bit at 0."""
-    return y if strength is None else torch.lerp(x, y, strength.to(x.dtype))
+    """Y at strength 1, x bit for bit at 0; under autocast the two may have different dtypes."""
+    return y if strength is None else torch.lerp(x, y.to(x.dtype), strength.to(x.dtype))
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}

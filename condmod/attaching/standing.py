@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from condmod.attaching.frames import Slot
 from condmod.attaching.patterns import named_modules, plain_name, reader
-from condmod.attaching.planning import Plan
+from condmod.attaching.planned import Plan
 from condmod.attaching.sites import Swapped, restore, sites_of, swap
 from condmod.errors import SiteError
 

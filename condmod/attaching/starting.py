@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condmod.bank import Bank
 from condmod.config import ModulatorConfig
-from condmod.errors import ConditionError, SiteError
+from condmod.errors import ConditionError, ShapeError, SiteError
+from condmod.probe import condition_for
 from condmod.site import Site
 
-_POSITIONS = 3  # how many positions the features of a check have along each axis
+_SIDES = {1: ((3, 3), (3,), (3, 3, 3)), -1: ((3,), (3, 3))}  # positions to try, by channel_dim
 
 
 def check_starts(places: Iterable[tuple[ModulatorConfig, Site]]) -> None:
@@ -27,7 +28,7 @@ def check_starts(places: Iterable[tuple[ModulatorConfig, Site]]) -> None:
     seen = set()
     with torch.random.fork_rng(), torch.no_grad():
         for config, site in places:
-            kind = (str(config), site.features, site.channel_dim)
+            kind = (str(config), site.features, site.out_features, site.channel_dim)
             if kind not in seen:
                 seen.add(kind)
                 _check_start(config, site)
@@ -36,46 +37,52 @@ def check_starts(places: Iterable[tuple[ModulatorConfig, Site]]) -> None:
 def _check_start(config: ModulatorConfig, site: Site) -> None:
     bank = Bank(config, {site.name: site})
     modulator = _innermost(bank[site.name])
-    try:
-        if bank.shared is None:
-            made = modulator.generate(_probe(modulator))
-        else:
-            made = bank(_probe(modulator))[site.name]
-    except ConditionError as error:
-        raise SiteError(
-            f"{config} at {site.name!r} cannot be checked to start as the base: {error}; ask for "
-            "start='published'"
-        ) from None
-    if not _leaves_alone(modulator, made):
+    refusal: ConditionError | ShapeError | None = None
+    for sides in _SIDES[site.channel_dim]:
+        try:
+            left = _leaves_alone(bank, modulator, _features(modulator, sides))
+        except (ConditionError, ShapeError) as error:
+            refusal = refusal or error
+            continue
+        if left:
+            return
         raise SiteError(
             f"{config} at {site.name!r} cannot start as the base: it changes features from the "
             "start (a norm, a second residual, or a start that is not the identity); choose one "
             "that leaves them, such as film or dense_film, or ask for start='published'"
         )
+    raise SiteError(
+        f"{config} at {site.name!r} cannot be checked to start as the base: {refusal}; ask for "
+        "start='published'"
+    ) from None
 
 
-def _leaves_alone(modulator: Any, modulation: Any) -> bool:
-    x = _ramp(modulator, _positioned(modulator, modulator.site.features))
+def _leaves_alone(bank: Bank, modulator: Any, x: Tensor) -> bool:
+    condition = condition_for(modulator, x, lambda shape: _ramp(modulator, shape))
+    if bank.shared is None:
+        modulation = modulator.generate(condition)
+    else:
+        modulation = bank(condition)[modulator.site.name]
     if hasattr(modulator, "modulate"):
         return torch.equal(modulator.modulate(x, modulation), x)
-    return torch.equal(modulator.around(x, modulation, torch.sin), x.sin())
+    sublayer = _sublayer(modulator, x.ndim - 2).to(x)
+    return torch.equal(modulator.around(x, modulation, sublayer), sublayer(x))
 
 
-def _probe(modulator: Any) -> Tensor:
-    """A condition for a check of the start; class or step 0 where an integer is taken."""
-    if modulator.site.condition_dim is None:
-        own = next(modulator.parameters(), torch.empty(0))
-        return torch.zeros(2, dtype=torch.long, device=own.device)
-    if "global" in modulator.kinds:
-        return _ramp(modulator, (2, modulator.site.condition_dim))
-    return _ramp(modulator, _positioned(modulator, modulator.site.condition_dim))
+def _sublayer(modulator: Any, sides: int) -> nn.Module:
+    """A layer of the site's widths, which acts at each position."""
+    site = modulator.site
+    widths = site.features, site.out_features or site.features
+    if site.channel_dim == -1:
+        return nn.Linear(*widths)
+    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[sides - 1](*widths, 1)
 
 
-def _positioned(modulator: Any, width: int) -> tuple[int, ...]:
-    """A shape with a few positions, the width where the site has its channels."""
-    if modulator.site.channel_dim == 1:
-        return (2, width, _POSITIONS, _POSITIONS)
-    return (2, _POSITIONS, width)
+def _features(modulator: Any, sides: tuple[int, ...]) -> Tensor:
+    """Features with these positions, the width where the site has its channels."""
+    width = modulator.site.features
+    first = modulator.site.channel_dim == 1
+    return _ramp(modulator, (2, width, *sides) if first else (2, *sides, width))
 
 
 def _ramp(modulator: Any, shape: tuple[int, ...]) -> Tensor:

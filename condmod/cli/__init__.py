@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from condmod import __version__
-from condmod.cli import commands
+from condmod.cli import commands, components
 from condmod.cli.third_party import OWN, brought, lacking, load_or_tell
 from condmod.errors import CondmodError
 
@@ -57,8 +57,8 @@ def _version(asked: bool) -> None:
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False)
 for _function, _name in (
-    (commands.list_, "list"),
-    (commands.show, "show"),
+    (components.list_, "list"),
+    (components.show, "show"),
     (commands.validate, "validate"),
     (commands.schema, "schema"),
     (commands.doctor, "doctor"),

@@ -1,9 +1,8 @@
-"""The commands of the core. Only those that build or describe a component import torch."""
+"""The commands on specs, plugins and models. Only those that build something import torch."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 import sys
@@ -15,74 +14,12 @@ from typing import Annotated, Any
 
 import typer
 
+from condmod.cli.printing import Json, print_json
 from condmod.config import ComponentConfig
 from condmod.entries import installed_entries, owner, provenance, shut_out
 from condmod.errors import SpecError
 from condmod.registry import default_registry
 from condmod.spec import nearest
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
-
-
-def list_(
-    pattern: Annotated[str, typer.Argument(help="Wildcard over names.")] = "*",
-    exclude: Annotated[list[str] | None, typer.Option(help="Wildcard to leave out.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the components that are installed; imports none of them.
-
-    Example: condmod list "*film*" --exclude "dense*"
-    """
-    registry = default_registry()
-    entries = [entry for entry in installed_entries() if not shut_out(entry.distribution)]
-    rows = []
-    for name in registry.match(pattern, exclude=exclude or ()):
-        claims = [entry for entry in entries if entry.name == name]
-        owners = " and ".join(sorted({entry.provenance for entry in claims}))
-        roles = sorted({entry.role for entry in claims})  # two only where they conflict
-        rows += [{"name": name, "role": role, "from": owners} for role in roles]
-    if as_json:
-        _print_json(rows)
-        return
-    if not rows:
-        typer.echo(
-            f"nothing installed matches {pattern!r}; '*word*' matches inside names", err=True
-        )
-        return
-    _table(("name", "role", "from"), [tuple(row.values()) for row in rows])
-
-
-def show(
-    name: Annotated[str, typer.Argument(help="Name of a component.")],
-    as_json: Json = False,
-) -> None:
-    """Show one component: equation, shapes, init, source, options, where it comes from.
-
-    Example: condmod show dense_film
-    """
-    from condmod.description import describe
-
-    description = describe(name)
-    if as_json:
-        _print_json(description.to_dict())
-        return
-    entry = description.entry
-    typer.echo(f"{description.name} ({description.role}, {entry.provenance})")
-    typer.echo(
-        f"{name} is another name of {description.name}\n" if name != description.name else ""
-    )
-    typer.echo(f"{description.doc}\n")
-    if description.kinds:
-        typer.echo(f"Conditions: {', '.join(description.kinds)}")
-    if description.sources:
-        typer.echo(f"Published layouts (condmod.convert): {', '.join(description.sources)}")
-    for law, reason in description.waivers.items():
-        typer.echo(f"Law waived: {law}: {reason}")
-    typer.echo("Options:" if description.options else "Options: none")
-    for option in description.options:
-        typer.echo(f"  {option.name}: {option.type} = {option.default}")
-        typer.echo(f"      {option.description}")
-    typer.echo(f"Defined in {entry.file}:{entry.line}")
 
 
 def validate(
@@ -101,7 +38,7 @@ def validate(
     else:
         resolved = configure(spec).model_dump(mode="json")
     if as_json:
-        _print_json(resolved)
+        print_json(resolved)
         return
     from condmod import yaml_text
 
@@ -124,11 +61,11 @@ def schema(
         kinds = brought("condmod_documents")
         if name not in kinds:
             registry.entry(name)  # raises, with the nearest name
-        _print_json(kinds[name].model.model_json_schema())
+        print_json(kinds[name].model.model_json_schema())
         return
     names = [name] if name else registry.names()
     schemas = [_component_schema(registry.load(each).Config) for each in names]
-    _print_json(schemas[0] if name else {"oneOf": schemas})
+    print_json(schemas[0] if name else {"oneOf": schemas})
 
 
 def doctor(as_json: Json = False) -> None:
@@ -158,7 +95,7 @@ def doctor(as_json: Json = False) -> None:
         "cuda": torch.version.cuda or "none",
     }
     if as_json:
-        _print_json({"versions": versions, **verdicts, "tracebacks": tracebacks})
+        print_json({"versions": versions, **verdicts, "tracebacks": tracebacks})
     else:
         typer.echo("  ".join(f"{key} {value}" for key, value in versions.items()))
         _print_verdicts(verdicts, tracebacks)
@@ -183,7 +120,7 @@ def plugins(as_json: Json = False) -> None:
         for key in ("components", "commands", "hooks"):
             row[key] = sorted(set(row[key]))
     if as_json:
-        _print_json([{"distribution": name, **row} for name, row in sorted(rows.items())])
+        print_json([{"distribution": name, **row} for name, row in sorted(rows.items())])
         return
     for name, row in sorted(rows.items()):
         typer.echo(f"{name}{f' ({reason})' if (reason := row['shut_out']) else ''}")
@@ -199,7 +136,7 @@ def plan(
     ],
     at: Annotated[
         list[str],
-        typer.Option(help="PATTERN=SPEC, or PATTERN=SPEC@input, @output or @around; repeatable."),
+        typer.Option(help="PATTERN=SPEC; behind it @input, @output, @around, @weight; repeatable."),
     ],
     condition_dim: Annotated[int | None, typer.Option(help="D, the condition's width.")] = None,
     encoder: Annotated[str | None, typer.Option(help="Spec of the encoder of raw signals.")] = None,
@@ -220,7 +157,7 @@ def plan(
         start=start,  # type: ignore[arg-type]  # plan says what it may be
     )
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         typer.echo(str(found))
 
@@ -233,9 +170,9 @@ def _pattern(text: str) -> tuple[str, Any]:
     head, mark, placement = spec.rpartition("@")
     if not mark or not placement.isidentifier():
         return pattern, spec
-    if placement not in ("input", "output", "around"):
-        mend = nearest(placement, ("input", "output", "around"))
-        raise SpecError(f"a placement is input, output or around; got {placement!r}{mend}")
+    if placement not in (known := ("input", "output", "around", "weight")):
+        mend = nearest(placement, known)
+        raise SpecError(f"a placement is input, output, around or weight; got {placement!r}{mend}")
     return pattern, (head, placement)
 
 
@@ -310,17 +247,3 @@ def _print_verdicts(verdicts: dict[str, dict[str, str]], tracebacks: dict[str, s
                 typer.echo(f"\n{owner_of}{name}: {verdict}")
     for name, text in tracebacks.items():
         typer.echo(f"\nTraceback of {name}:\n{text.rstrip()}")
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Aligned columns; a terminal gets a title row in bold."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    title = "  ".join(word.ljust(width) for word, width in zip(head, widths, strict=True))
-    typer.secho(title.rstrip(), bold=sys.stdout.isatty())
-    for row in rows:
-        line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
-        typer.echo(line.rstrip())

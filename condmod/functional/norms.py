@@ -1,5 +1,6 @@
 """Norms over features with the channels at either end, parameter-free or affine."""
 
+import math
 from typing import Literal
 
 import torch
@@ -104,7 +105,7 @@ class Norm(nn.Module):
                 y = y + bias
             return in_layout_of(x, y.to(x.dtype).movedim(-1, self.channel_dim))
         first = _channels_first(x, self.channel_dim)
-        _enough(self.kind, x, first.shape[1:].numel() // self.groups)
+        _enough(self.kind, x, math.prod(first.shape[1:]) // self.groups)
         y = F.group_norm(first, self.groups, weight, bias, self.eps).to(x.dtype)
         return in_layout_of(x, y.movedim(1, self.channel_dim))
 

@@ -75,6 +75,10 @@ class Gate(NamedTuple):
     gate: Leaf
 
 
+class Nothing(NamedTuple):
+    """The empty modulation, of what reads the features alone or does nothing."""
+
+
 def read(form: ScaleForm | GateForm, value: Tensor) -> Tensor:
     """A scale or gate as the factor it stands for: raw and linear are the value itself."""
     return _FORMS[form](value) if form in _FORMS else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, cast
 
 import torch
@@ -38,6 +38,9 @@ class ModulatorCase:
             and `self`.
         neutral: (module, x, *sublayers) -> what the pass gives at scale 1, shift 0, gate 1;
             x itself by default. Needed where the component normalises or acts around sublayers.
+        sublayer: makes the layer that it acts around, for components that read a layer's weight
+            or change the width (`Site.out_features`); plain functions by default. The layer may
+            change the positions too.
         registry: where to look the spec up.
         name: what the test is called.
     """
@@ -48,6 +51,7 @@ class ModulatorCase:
     positions: Sequence[tuple[int, ...]] = ((), (1,), (2,), (5,), (2, 3), (2, 3, 2))
     condition: Make | None = None
     neutral: Callable[..., Tensor] | None = None
+    sublayer: Callable[[], nn.Module] | None = None
     registry: Registry | None = None
     label: str = ""
 
@@ -136,9 +140,24 @@ class ModulatorCase:
         once = [False] if self.component.kinds - {"aligned"} else []
         return [*once, True] if where and self.takes_aligned() else once
 
-    def sublayers(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """Fixed sublayers, as many as the component serves; none where it acts on features."""
-        return tuple(_sublayer(part) for part in range(self._parts))
+    def sublayers(
+        self, dtype: torch.dtype = torch.float32
+    ) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """Fixed sublayers, as many as the component serves; none where it acts on features.
+
+        Args:
+            dtype: of their weights, where they have some: that of the features that they read.
+        """
+        make, device = self.sublayer, torch.get_default_device()
+        if make is None:
+            return tuple(_sublayer(part) for part in range(self._parts))
+        return tuple(_layer(make, part, dtype, device) for part in range(self._parts))
+
+    def output(self, x: Tensor) -> Tensor:
+        """Features of the shape and dtype that come out: the sublayer's, else those of x."""
+        for sublayer in self.sublayers(x.dtype):
+            x = sublayer(x)
+        return x
 
     @cached_property
     def _parts(self) -> int:
@@ -146,13 +165,13 @@ class ModulatorCase:
 
     def call(self, module: nn.Module, x: Tensor, condition: Any) -> Tensor:
         """The module's forward, around the fixed sublayers where it needs some."""
-        return cast(Tensor, module(x, condition, *self.sublayers()))
+        return cast(Tensor, module(x, condition, *self.sublayers(x.dtype)))
 
     def apply(self, module: Any, x: Tensor, modulation: Any) -> Tensor:
         """What forward does after `generate`."""
         if not self.around:
             return cast(Tensor, module.modulate(x, modulation))
-        return cast(Tensor, module.around(x, modulation, *self.sublayers()))
+        return cast(Tensor, module.around(x, modulation, *self.sublayers(x.dtype)))
 
     def takes_aligned(self) -> bool:
         """Whether it takes one condition per position."""
@@ -189,6 +208,7 @@ class EncoderCase:
             the encoder refuses them.
         reference: naive float64 reference, (state dict, signal) -> output tensor.
         positions: shapes of positions to try beside (); empty where it takes none.
+        per_sample: whether it takes one signal per sample, positions ().
         registry: where to look the spec up.
         name: what the test is called.
     """
@@ -198,6 +218,7 @@ class EncoderCase:
     reference: Callable[..., Tensor]
     out_dim: int | None = None
     positions: Sequence[tuple[int, ...]] = ((1,), (2,), (5,))
+    per_sample: bool = True
     registry: Registry | None = None
     label: str = ""
 
@@ -226,10 +247,20 @@ class EncoderCase:
         """The module with parameters away from any special start."""
         return cast("Encoder[Any]", stir(self.build()).to(dtype))
 
+    @property
+    def places(self) -> list[tuple[int, ...]]:
+        """Every shape of positions to try."""
+        return [*([()] if self.per_sample else []), *self.positions]
+
     def inputs(
-        self, batch: int = 3, positions: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+        self,
+        batch: int = 3,
+        positions: tuple[int, ...] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Any:
-        """A random signal."""
+        """A random signal; per sample by default, where it takes such."""
+        if positions is None:
+            positions = () if self.per_sample else max(self.positions)
         return here(self.signal(batch, positions, dtype))
 
 
@@ -309,6 +340,12 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for child in children for leaf in tensors(child)]
 
 
+def passed_on(leaf: Tensor, condition: Any) -> bool:
+    """Whether a part of a modulation is the condition as it came, as a map to be resized is."""
+    held = leaf.untyped_storage().data_ptr()
+    return any(given.untyped_storage().data_ptr() == held for given in tensors(condition))
+
+
 def convert(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same condition, signal or modulation with every tensor changed."""
     if isinstance(tree, Tensor):
@@ -337,6 +374,17 @@ def _sublayer(part: int) -> Callable[[Tensor], Tensor]:
         return torch.tanh(h) * (part + 1) + 0.1 * h
 
     return sublayer
+
+
+@cache
+def _layer(
+    make: Callable[[], nn.Module], part: int, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
+    """The same layer each time, its weights fixed and bfloat16's, so that every dtype has them."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(part)
+        layer = make()
+    return layer.requires_grad_(False).to(torch.bfloat16).to(device, dtype)
 
 
 def here(tree: Any) -> Any:

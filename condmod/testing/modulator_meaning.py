@@ -11,18 +11,22 @@ from torch import Tensor
 
 from condmod.errors import CondmodError, SpecError
 from condmod.testing import common
-from condmod.testing.cases import ModulatorCase, convert, tensors
+from condmod.testing.cases import ModulatorCase, convert, passed_on, tensors
 
 
 def shape(case: ModulatorCase) -> None:
-    """Output has the features' shape, dtype and device, for every rank, batch and memory layout."""
+    """Output has the shape of the features, or of what the sublayer gives, their dtype and device.
+
+    For every rank, batch and memory layout.
+    """
     module = case.stirred()
     for positions in case.positions:
         for batch in (1, 2, 5):
             for aligned in case.places(positions):
                 x, condition = case.inputs(batch, positions, aligned=aligned)
                 y = case.call(module, x, condition)
-                assert y.shape == x.shape, f"{tuple(x.shape)} became {tuple(y.shape)}"
+                want = case.output(x).shape
+                assert y.shape == want, f"{tuple(x.shape)} became {tuple(y.shape)}"
                 assert y.dtype == x.dtype, f"{x.dtype} became {y.dtype}"
                 assert y.device == x.device, f"{x.device} became {y.device}"
                 assert y.is_contiguous(), (
@@ -49,7 +53,7 @@ def identity(case: ModulatorCase) -> None:
     module = case.build(spec=spec)
     for aligned in case.places():
         x, condition = case.inputs(aligned=aligned)
-        want = x if case.neutral is None else case.neutral(module, x, *case.sublayers())
+        want = x if case.neutral is None else case.neutral(module, x, *case.sublayers(x.dtype))
         assert torch.equal(case.call(module, x, condition), want), "the first output differs"
 
 
@@ -68,11 +72,15 @@ def gradients(case: ModulatorCase) -> None:
         parts: set[int] = set()
         x, condition = case.inputs()
         torch.manual_seed(0)
-        goal = torch.randn_like(x)
+        goal = torch.randn_like(case.output(x))
         for _ in range(3):  # the start and two steps
             optimiser.zero_grad()
             modulation = cast("Any", module).generate(condition)
-            leaves = [leaf for leaf in tensors(modulation) if leaf.is_floating_point()]
+            leaves = [
+                leaf
+                for leaf in tensors(modulation)
+                if leaf.is_floating_point() and not passed_on(leaf, condition)
+            ]
             for leaf in leaves:
                 assert leaf.requires_grad, f"init={init!r}: a generated part has no gradient"
                 leaf.retain_grad()
@@ -148,7 +156,7 @@ def reference(case: ModulatorCase) -> None:
     for positions in case.positions:
         for aligned in case.places(positions):
             x, condition = case.inputs(2, positions, torch.float64, aligned=aligned)
-            want = case.reference(state, x, condition, *case.sublayers())
+            want = case.reference(state, x, condition, *case.sublayers(x.dtype))
             got = case.call(module, x, condition)
             common.close(got, want, 1e-10, f"positions {positions}, aligned {aligned}")
 
@@ -195,12 +203,13 @@ def bad_shapes(case: ModulatorCase) -> None:
         for what in ("batch of the features", "features"):
             features = wrong[what][0]
             _check_refused(case, what, lambda x=features: case.apply(module, x, modulation))  # type: ignore[misc]
-    if case.around and not case.component.changes_width:
-        wide = [lambda h: torch.cat([h, h], dim)] * len(case.sublayers())
-        shapes = [tuple(x.shape)]
+    if case.around:
+        wide = [lambda h: torch.cat([h, h, h], dim)] * len(case.sublayers())
+        reads_weight = cast("Any", case.component).reads_weight
+        shapes = [] if reads_weight else [tuple(x.shape)]
         _check_refused(
             case,
-            "a sublayer that changes the width",
+            "a function, which has no weight" if reads_weight else "a sublayer of another width",
             lambda: cast("Any", module).around(x, modulation, *wide),
             shapes,
         )

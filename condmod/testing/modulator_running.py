@@ -51,10 +51,9 @@ def recompiles(case: ModulatorCase) -> None:
 
 
 def exported(case: ModulatorCase) -> None:
-    """`torch.export` of the forward equals eager."""
+    """`torch.export` of the forward equals eager, for any batch."""
     module = case.stirred()
-    x, condition = case.inputs()
-    want = case.call(module, x, condition)
+    case.sublayers()  # made here, not while it is traced
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -64,8 +63,15 @@ def exported(case: ModulatorCase) -> None:
         def forward(self, x: Tensor, condition: Any) -> Tensor:
             return case.call(self.inner, x, condition)
 
-    program = torch.export.export(Whole(), (x, condition))
-    common.close(program.module()(x, condition), want, 1e-5, "exported")
+    given = case.inputs()
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in tensors(given):
+        shapes[tensor] = {0: torch.export.Dim("batch")}
+    program = torch.export.export(Whole(), given, dynamic_shapes=shapes).module()
+    for batch in (2, 5):
+        x, condition = case.inputs(batch)
+        want = case.call(module, x, condition)
+        common.close(program(x, condition), want, 1e-5, f"exported, batch {batch}")
 
 
 def copies(case: ModulatorCase) -> None:
@@ -81,7 +87,9 @@ def functional_call(case: ModulatorCase) -> None:
     module = case.stirred()
     common.check_functional_call(module, lambda call: call(x, condition, *sublayers))
     half = case.inputs(dtype=torch.bfloat16)
-    common.check_half_call(module, (x, condition, *sublayers), (*half, *sublayers))
+    common.check_half_call(
+        module, (x, condition, *sublayers), (*half, *case.sublayers(torch.bfloat16))
+    )
 
 
 def meta(case: ModulatorCase) -> None:
@@ -131,11 +139,15 @@ def _check_tuple(node: Any, batch: int) -> None:
 
 
 class _Materialised(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes operators that make a large tensor from small ones alone: a copied broadcast."""
+    """Notes operators that make a large tensor from small ones alone: a copied broadcast.
 
-    def __init__(self, limit: int) -> None:
+    Small is what has less than a number for each position; the channels of a narrow path have one.
+    """
+
+    def __init__(self, limit: int, small: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.limit = limit
+        self.small = small
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -144,7 +156,7 @@ class _Materialised(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = [leaf for leaf in flat if isinstance(leaf, Tensor)]
         if isinstance(out, Tensor) and inputs:
             held = max(leaf.untyped_storage().nbytes() for leaf in inputs)
-            if out.untyped_storage().nbytes() >= self.limit > held:
+            if held < self.small and out.untyped_storage().nbytes() >= self.limit:
                 self.found.append(str(func))
         return out
 
@@ -153,10 +165,14 @@ def no_broadcast_copy(case: ModulatorCase) -> None:
     """No full-size copy of a global condition's modulation is ever made."""
     if case.component.kinds == {"aligned"}:
         pytest.skip("it takes no global condition")
-    positions = tuple(16 for _ in max(case.positions, key=len))
+    axes = len(max(case.positions, key=len))
+    positions = (16,) * axes if axes > 1 else (256,) * axes
     module: Any = case.stirred()
     x, condition = case.inputs(2, positions)
     modulation = module.generate(condition)
-    with torch.no_grad(), _Materialised(x.untyped_storage().nbytes()) as noted:
+    if case.component.kinds == {"map"} and all(leaf.ndim > 2 for leaf in tensors(modulation)):
+        pytest.skip("no part of its modulation is global")
+    size = x.untyped_storage().nbytes()
+    with torch.no_grad(), _Materialised(size, size // case.site.features) as noted:
         case.apply(module, x, modulation)
     assert not noted.found, f"a broadcast was copied to full size by {noted.found}"

@@ -59,7 +59,7 @@ class ConcatProject(condmod.Modulator[ConcatProjectConfig, Shift]):
 
     def modulate(self, x: Tensor, modulation: Shift) -> Tensor:
         """The features' part W_x·x, plus the shift."""
-        weight = self.proj.weight[:, : self.site.features]
+        weight = self.proj.weight[:, : self.site.features].to(x.dtype)
         dim = self.site.channel_dim
         self.check_channels(x)
         if dim == 1 and x.ndim > 2:

@@ -1,18 +1,13 @@
 """No conditioning at all."""
 
-from typing import NamedTuple
-
 from torch import Tensor
 
 import condmod
+from condmod.functional import Nothing
 
 
 class NoneConfig(condmod.ModulatorConfig):
     """`none` has no options."""
-
-
-class Nothing(NamedTuple):
-    """The empty modulation."""
 
 
 class Unconditioned(condmod.Modulator[NoneConfig, Nothing]):

@@ -14,7 +14,13 @@ def shares(parts: int) -> tuple[str, ...]:
 
 
 def rows(
-    component: str, source: str, module: str, parts: int | None = None, **requires: Any
+    component: str,
+    source: str,
+    module: str,
+    parts: int | None = None,
+    *,
+    beside: bool = False,
+    **requires: Any,
 ) -> Codec:
     """One projection whose rows both keep in the same order."""
 
@@ -22,7 +28,7 @@ def rows(
         order = shares(config.parts if parts is None else parts)
         return linear({"proj": order}, {module: order})
 
-    return Codec(component, source, layout, requires=requires)
+    return Codec(component, source, layout, beside=beside, requires=requires)
 
 
 def table(component: str, source: str, trunk: str) -> Codec:
@@ -73,11 +79,11 @@ def stable_audio_trunk(_: Any) -> Sequence[Layout]:
 
 
 CODECS = [
-    rows("adaln_zero", "dit", "adaLN_modulation.1", gate="linear"),
+    rows("adaln_zero", "dit", "adaLN_modulation.1", beside=True, gate="linear"),
     rows("adaln_zero", "diffusers", "linear", gate="linear"),
     rows("mmdit", "diffusers", "linear"),
     rows("mmdit", "flux", "lin"),
-    rows("mmdit", "sd3", "adaLN_modulation.1"),
+    rows("mmdit", "sd3", "adaLN_modulation.1", beside=True),
     rows("sd35", "diffusers", "linear", 3),
     rows("cogview3", "diffusers", "linear", 4),
     Codec("cogvideox", "diffusers", cogvideox),
@@ -85,10 +91,23 @@ CODECS = [
         "lumina",
         "diffusers",
         two_norms("norm1.linear", attention_norm1="norm1.norm", attention_norm2="norm2"),
+        beside=True,
         requires={"parts": 2},
     ),
-    Codec("lumina", "lumina", two_norms("adaLN_modulation.1"), requires={"parts": 2}),
-    Codec("z_image", "diffusers", two_norms("adaLN_modulation.0"), requires={"parts": 2}),
+    Codec(
+        "lumina",
+        "lumina",
+        two_norms("adaLN_modulation.1"),
+        beside=True,
+        requires={"parts": 2},
+    ),
+    Codec(
+        "z_image",
+        "diffusers",
+        two_norms("adaLN_modulation.0"),
+        beside=True,
+        requires={"parts": 2},
+    ),
     Codec("stable_audio", "stable_audio_tools", stable_audio, shared=stable_audio_trunk),
     table("adaln_single", "pixart", "t_block.1"),
     table("adaln_single", "diffusers", "adaln_single.linear"),

@@ -8,6 +8,16 @@ from condmod.codec import Codec, Layout, linear, same
 SCALE_SHIFT = ("scale", "shift")
 
 
+def dense(source: str) -> Codec:
+    """DenseFiLM, in EDGE and in Audio2Photoreal."""
+    return Codec(
+        "dense_film",
+        source,
+        lambda _: linear({"proj": SCALE_SHIFT}, {"block.1": SCALE_SHIFT}),
+        requires={"scale": "one_plus", "hidden": ()},
+    )
+
+
 def decoder(_: Any) -> Sequence[Layout]:
     """ethanjperez/film's generator: one Linear for all blocks, [γ, β] of each in turn."""
     return linear({"proj": SCALE_SHIFT}, {"decoder_linear": SCALE_SHIFT})
@@ -34,13 +44,9 @@ CODECS = [
     ),
     Codec("film", "film", joined=decoder, requires={"scale": "one_plus", "hidden": ()}),
     Codec("film_block", "film", statistics, joined=decoder, requires={"scale": "one_plus"}),
-    Codec(
-        "dense_film",
-        "edge",
-        lambda _: linear({"proj": SCALE_SHIFT}, {"block.1": SCALE_SHIFT}),
-        requires={"scale": "one_plus", "hidden": ()},
-    ),
-    Codec("diffusion_policy_film", "diffusion_policy", diffusion_policy),
+    dense("edge"),
+    dense("audio2photoreal"),
+    Codec("diffusion_policy_film", "diffusion_policy", diffusion_policy, beside=True),
     Codec(
         "t5_film",
         "diffusers",
@@ -48,5 +54,6 @@ CODECS = [
             *linear({"proj": SCALE_SHIFT}, {"film.scale_bias": SCALE_SHIFT}, bias=False),
             same("norm.weight", "layer_norm.weight"),
         ],
+        beside=True,
     ),
 ]

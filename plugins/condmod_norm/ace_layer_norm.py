@@ -108,7 +108,7 @@ class AceLayerNorm(condmod.Modulator[AceLayerNormConfig, ScaleShift]):
         projected = [self.proj[name](value) for name, value in self._read(condition).items()]
         rank = max(part.ndim for part in projected)
         total, *rest = (
-            part.reshape(len(part), *[1] * (rank - part.ndim), *part.shape[1:])
+            part.reshape(part.shape[0], *[1] * (rank - part.ndim), *part.shape[1:])
             for part in projected
         )
         for part in rest:  # in float32 at least: beside a scalar's 1 the others are small

@@ -1,6 +1,6 @@
 """AdaIN of Huang and Belongie."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -54,7 +54,12 @@ class AdaIN(condmod.Modulator[AdaINConfig, ScaleShift]):
 
     def generate(self, condition: condmod.Condition) -> ScaleShift:
         """The style's spread and mean, each (B, C), in float32 for half precision."""
-        style = self._style(condition)
+        style = self.accept_map(condition)
+        if self._positions(style) < 2:
+            raise condmod.ShapeError(
+                f"{self.where()} takes the spread of a style over more than one position; got a "
+                f"condition {tuple(style.shape)}"
+            )
         mean, spread = self._statistics(style.to(torch.promote_types(style.dtype, torch.float32)))
         return ScaleShift(scale=spread, shift=mean)
 
@@ -88,24 +93,3 @@ class AdaIN(condmod.Modulator[AdaINConfig, ScaleShift]):
     def _positions(self, h: Tensor) -> int:
         begin, end = self._places(h)
         return h.shape[begin:end].numel()
-
-    def _style(self, condition: Any) -> Tensor:
-        """The condition as a feature map."""
-        signal = condition if isinstance(condition, condmod.Signal) else condmod.Signal(condition)
-        style = signal.value
-        surplus = any(part is not None for part in signal[1:])
-        if surplus or not (isinstance(style, Tensor) and style.is_floating_point()):
-            got = style.dtype if isinstance(style, Tensor) else type(style).__name__
-            raise condmod.ConditionError(
-                f"{self.where()} takes one floating map, without mask, presence or index; got "
-                f"{'a Signal with one of these' if surplus else got}"
-            )
-        dim, width = self.site.channel_dim, self.condition_dim
-        if style.ndim < 3 or style.shape[dim] != width or self._positions(style) < 2:
-            channels = f"condition_dim={width}"
-            shape = f"{channels}, *positions" if dim == 1 else f"*positions, {channels}"
-            raise condmod.ShapeError(
-                f"{self.where()} takes a style's feature map (B, {shape}) of more than one "
-                f"position; got a condition {tuple(style.shape)}"
-            )
-        return style

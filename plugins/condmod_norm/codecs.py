@@ -29,7 +29,7 @@ def adaln(projection: str, theirs: tuple[str, ...], norm: str) -> Any:
 
 
 CODECS = [
-    Codec("ada_group_norm", "adm", adm),
+    Codec("ada_group_norm", "adm", adm, beside=True),
     Codec(
         "ada_group_norm_diffusers",
         "diffusers",
@@ -44,6 +44,7 @@ CODECS = [
         "adaln",
         "dit",
         adaln("adaLN_modulation.1", ("shift", "scale"), "norm_final"),
+        beside=True,
         requires={"norm": "layer"},
     ),
     Codec("adaln", "diffusers", adaln("linear", SCALE_SHIFT, "norm")),

@@ -388,3 +388,20 @@ def test_a_bank_of_several_dtypes_comes_back(tmp_path):
     kinds = {name: p.dtype for name, p in conditioned.bank.named_parameters()}
     assert {name: p.dtype for name, p in again.bank.named_parameters()} == kinds
     assert len(set(kinds.values())) == 2
+
+
+@pytest.mark.parametrize("spec", ["adaln_zero", "stylegan2", "film"])
+def test_a_strength_is_taken_under_autocast_and_0_is_the_base(spec):
+    torch.manual_seed(0)
+    net, x, c = nn.Sequential(nn.Linear(8, 8)), torch.randn(4, 8), torch.randn(4, 6)
+    conditioned = condmod.attach(net, {"0": spec}, condition_dim=6, start="published")
+    with torch.autocast("cpu", torch.bfloat16):
+        full = conditioned(x, condition=c, strength=1.0)
+        none = conditioned(x, condition=c, strength=0.0)
+        torch.testing.assert_close(
+            full, conditioned(x, condition=c), rtol=1e-2, atol=1e-2, check_dtype=False
+        )
+        with conditioned.disabled():
+            assert torch.equal(none, net(x))
+    assert none.dtype == torch.bfloat16
+    assert not torch.equal(none, full)

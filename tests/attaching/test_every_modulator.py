@@ -16,22 +16,29 @@ OPTIONS = {
     "ada_group_norm_diffusers": "(groups=2)",
     "conditional_batch_norm": "(classes=3)",
     "conditional_instance_norm": "(classes=3)",
+    "spatial_norm": "(groups=2)",
     "multi_condition": "(encoder=fuse(inputs={'signal': vector(features=8)}))",
 }
 STARTS = {
     *("adaln_zero", "add", "cft", "cnaps", "concat_project", "dense_film"),
     *("diffusion_policy_film", "film", "multi_condition", "none", "per_timestep", "rt1_film"),
-    "timestep_table",
+    *("timestep_table", "conditional_conv", "conditional_low_rank", "cross_attention"),
+    *("decoupled_attention", "hypernetwork", "spade", "stylegan2", "tanh_gate", "tvfilm"),
+    "zero_conv",
 }
+ALIGNED = {"cft", "spade", "tvfilm", "zero_conv"}  # or a map
 SEVERAL = {"cogvideox", "cogview3", "sd35", "stable_audio", "wan"}
 PAGE = Path(__file__).parents[2] / "docs" / "attaching.md"
 
 
 def condition(name, first):
     generator = torch.Generator().manual_seed(1)
+    if name in {"cross_attention", "decoupled_attention"}:
+        tokens = torch.randn(4, 5, 8, generator=generator)
+        return tokens if name == "cross_attention" else {"text": tokens, "image": tokens}
     if name in {"per_timestep", "timestep_table"}:
         return torch.randint(0, 10, (4,), generator=generator)
-    shape = ((4, 8, 6) if first else (4, 6, 8)) if name == "cft" else (4, 8)
+    shape = ((4, 8, 6) if first else (4, 6, 8)) if name in ALIGNED else (4, 8)
     value = torch.randn(shape, generator=generator)
     return {"signal": value} if name == "multi_condition" else value
 
@@ -46,9 +53,13 @@ def test_a_modulator_starts_as_the_base_or_is_refused(name, first):
     owns = {"raw", "self"} & set(condmod.describe(name).kinds)
     options = {} if owns else {"condition_dim": 8}
     spec = {"0": name + OPTIONS.get(name, "")}
+    if name in {"conditional_conv", "spade"}:
+        spec = {"0": f"{name}(spatial_dims=1)"}
     if name in STARTS:
         conditioned = condmod.attach(net, spec, freeze="none", **options)
-        assert torch.equal(conditioned(x, condition=condition(name, first)), want)
+        given = condition(name, first) if conditioned.plan.needs_condition else None
+        with conditioned.condition(given):
+            assert torch.equal(net(x), want)
         return
     reason = "sublayers at once, and a site is around one module" if name in SEVERAL else "start as"
     with pytest.raises(SiteError, match=reason):

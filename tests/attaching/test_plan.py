@@ -108,6 +108,7 @@ def test_a_plan_gives_json(net):
                 "spec": "film(init='identity')",
                 "placement": "output",
                 "features": 3,
+                "out_features": None,
                 "channel_dim": -1,
                 "condition_dim": 6,
                 "argument": "input",
@@ -251,7 +252,7 @@ def test_options_that_are_said_win(net):
             {"head": ("film", "input", "output")},
             {"condition_dim": 4},
             "the pattern 'head' has a spec, or a tuple of a spec with a placement ('input', "
-            "'output' or 'around') or a Site; got 'output'",
+            "'output', 'around' or 'weight') or a Site; got 'output'",
         ),
         (
             {"head": "adaln"},
@@ -261,17 +262,18 @@ def test_options_that_are_said_win(net):
             "one that leaves them, such as film or dense_film, or ask for start='published'",
         ),
         (
-            {"head": "ace_layer_norm(scalar=4)"},
+            {"blocks.0.norm1": "wavenet_gate"},
             {"condition_dim": 4},
-            "ace_layer_norm(scalar=4) at 'head' cannot be checked to start as the base: "
-            "ace_layer_norm at 'head' takes a mapping with the keys ['scalar']; got Tensor; ask "
-            "for start='published'",
+            "wavenet_gate(init='identity') at 'blocks.0.norm1' cannot be checked to start as the "
+            "base: wavenet_gate at 'blocks.0.norm1' halves what its sublayer gives, 16 channels at "
+            "dim -1; the sublayer turned features (2, 3, 8) into (2, 3, 8); ask for "
+            "start='published'",
         ),
         (
             {"head": ("film", "inside")},
             {"condition_dim": 4},
             "the pattern 'head' has a spec, or a tuple of a spec with a placement ('input', "
-            "'output' or 'around') or a Site; got 'inside'",
+            "'output', 'around' or 'weight') or a Site; got 'inside'",
         ),
         (
             {"blocks": "film"},

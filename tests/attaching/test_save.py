@@ -123,6 +123,7 @@ def test_the_document_tells_specs_sites_base_and_plugins(saved):
         "spec": "film(init='identity')",
         "placement": "output",
         "features": 8,
+        "out_features": None,
         "channel_dim": -1,
         "condition_dim": 4,
         "argument": "input",

@@ -396,3 +396,46 @@ def test_an_output_that_is_full_is_one_line():
         done = subprocess.run([*CONDMOD, "list"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_long_list_tells_conditions_start_cost_and_equation():
+    lines = run("list", "adaln_z*", "--long", "--features", "8", "--condition-dim", "4").stdout
+    head, row = lines.splitlines()
+    assert head.split() == [
+        *("name", "role", "conditions", "init", "parameters", "passes", "source", "equation")
+    ]
+    assert row.split("  ")[0] == "adaln_zero"
+    for cell in (
+        *("aligned, global, rows", "published, identity", "  240 ", "  3 "),  # 6 * 8 * 4 + 6 * 8
+        *("arXiv:2212.09748", "x + gate·f("),
+    ):
+        assert cell in row, row
+
+
+def test_the_long_list_goes_on_past_what_fails(tmp_path):
+    groups = {"condmod.modulators": "film.snap = snapper"}
+    third_party(tmp_path, "snapper", groups, snapper="raise RuntimeError('it is broken')\n")
+    rows = json.loads(run_with(tmp_path, "list", "film*", "--long", "--json").stdout)
+    told = {row["name"]: row["equation"] for row in rows}
+    assert told["film"].startswith("FiLM: y = ")
+    assert told["film.snap"] == (
+        "'film.snap' comes from snapper 1.0, whose module snapper failed: RuntimeError: it is "
+        "broken; `condmod doctor` shows the traceback"
+    )
+
+
+def test_show_counts_parameters_and_passes_at_a_place():
+    out = run("show", "film(scale='raw')", "--features", "10", "--condition-dim", "5").stdout
+    assert "Parameters at features=10, condition_dim=5: 120\n" in out  # 2 * 10 * 5 + 2 * 10
+    assert "Passes over x in eager mode: 1 (addcmul)\n" in out
+    shared = run("show", "adaln_single", "--features", "8", "--condition-dim", "4").stdout
+    assert "Parameters at features=8, condition_dim=4: 48 and 240 that all sites share" in shared
+    assert "3 (native_layer_norm, 2 x addcmul)" in shared
+    assert "Parameters at out_dim=6: " in run("show", "timestep", "--condition-dim", "6").stdout
+    without = run("show", "conditional_batch_norm").stdout
+    assert (
+        "Cost at features=64, condition_dim=128: conditional_batch_norm needs the option 'classes'"
+        in without
+    )
+    costs = json.loads(run("show", "film", "--json").stdout)["cost"]
+    assert costs == {"parameters": 16512, "shared": 0, "passes": ["addcmul"]}

@@ -86,7 +86,7 @@ def test_it_prints_json(folder):
         (["mine:build", "--at", "film"], "--at takes PATTERN=SPEC, as in 'blocks.*.norm1=film'; g"),
         (
             ["mine:build", "--at", "0=film@inpt"],
-            "a placement is input, output or around; got 'inpt'; did you mean 'input'?",
+            "a placement is input, output, around or weight; got 'inpt'; did you mean 'input'?",
         ),
         (["mine:build", "--at", "0=flim"], "no component is called 'flim'; did you mean"),
     ],

@@ -12,6 +12,8 @@ from condmod import CodecError, Site, convert, create, create_bank
 from condmod.codec import Codec, linear
 from condmod.entries import Entry, installed_entries
 
+ROWS = torch.arange(36.0)
+
 
 class Textbook(nn.Module):
     """FiLM as everybody writes it."""
@@ -174,6 +176,152 @@ def test_very_many_unknown_keys_are_counted(textbook):
     with pytest.raises(CodecError) as caught:
         convert("film", "textbook", textbook.state_dict() | model)
     assert str(caught.value).endswith("blocks.039.qkv.weight and 60 more")
+
+
+class Layer(nn.Module):
+    """A layer with a modulator, which its model holds twice."""
+
+    def __init__(self, film: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.film = nn.Linear(6, 6), film
+        self.norm = nn.BatchNorm1d(6)
+
+
+class Model(nn.Module):
+    """Two layers with one modulator between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        film = create("film", features=6, condition_dim=4)
+        self.layers = nn.ModuleList([Layer(film), Layer(film)])
+
+
+def test_a_model_converts_its_modulators_where_they_stand_and_keeps_every_other_key(textbook):
+    model = Model()
+    theirs = {
+        key: value for key, value in Model().state_dict().items() if not key.endswith("proj.weight")
+    }
+    for layer in ("layers.0", "layers.1"):
+        del theirs[f"{layer}.film.proj.bias"]
+        theirs |= {f"{layer}.film.{key}": value for key, value in textbook.state_dict().items()}
+    model.load_state_dict(convert(model, "textbook", theirs))
+    assert torch.equal(model.layers[1].film.proj.bias[:6], textbook.fc_gamma.bias)
+    assert torch.equal(model.layers[1].linear.weight, theirs["layers.1.linear.weight"])
+    back = convert(model, "textbook", model.state_dict(), inverse=True)
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[key], value) for key, value in theirs.items())
+
+
+def test_what_a_source_keeps_in_the_block_itself_is_looked_for_there():
+    block = nn.ModuleDict({"modulator": create("adaln_zero", features=6, condition_dim=4)})
+    theirs = {"adaLN_modulation.1.weight": torch.randn(36, 4), "adaLN_modulation.1.bias": ROWS}
+    ours = convert(block, "dit", theirs)
+    assert ours.keys() == {"modulator.proj.weight", "modulator.proj.bias"}
+    assert torch.equal(ours["modulator.proj.bias"], ROWS)
+    named = {f"blocks.3.{key}": value for key, value in theirs.items()}
+    model = nn.ModuleDict({"blocks": nn.ModuleDict({"3": block})})
+    assert convert(model, "dit", named).keys() == {f"blocks.3.{key}" for key in ours}
+
+
+def test_the_sites_of_a_bank_are_named_from_the_module_that_holds_it():
+    bank = create_bank("adaln_single", {"blocks.0": Site(6, 4), "blocks.1": Site(6, 4)})
+    model = nn.ModuleDict({"dit": nn.ModuleDict({"bank": bank, "final": nn.Linear(6, 6)})})
+    theirs = convert(model, "pixart", model.state_dict(), inverse=True)
+    assert theirs.keys() == {
+        *("dit.t_block.1.weight", "dit.t_block.1.bias", "dit.final.weight", "dit.final.bias"),
+        *("dit.blocks.0.scale_shift_table", "dit.blocks.1.scale_shift_table"),
+    }
+    ours = convert(model, "pixart", theirs)
+    assert ours.keys() == model.state_dict().keys()
+
+
+def test_missing_and_unknown_keys_of_a_model_are_listed_by_their_place(textbook):
+    model = nn.ModuleDict({"film": create("film", features=6, condition_dim=4)})
+    theirs = {f"film.{key}": value for key, value in textbook.state_dict().items()}
+    theirs["head.weight"] = theirs.pop("film.fc_beta.weight")
+    with refused(
+        "ModuleDict: these are not its parameters as textbook has them; missing: "
+        "film.fc_beta.weight; unknown: head.weight"
+    ):
+        convert(model, "textbook", theirs)
+
+
+def test_a_parameter_of_a_model_has_its_shape_checked():
+    model = nn.ModuleDict({"film": create("film", features=6, condition_dim=4)})
+    theirs = {f"film.{key}": value for key, value in Textbook(3, 4).state_dict().items()}
+    with refused(
+        "ModuleDict: film.proj.weight is (12, 4) here; got film.fc_gamma.weight (3, 4), "
+        "film.fc_beta.weight (3, 4)"
+    ):
+        convert(model, "textbook", theirs)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_one_tensor_with_two_values_is_refused(inverse):
+    model = Model()
+    given = model.state_dict()
+    given["layers.1.film.proj.bias"] = given["layers.1.film.proj.bias"] + 1
+    if not inverse:
+        film = model.layers[0].film
+        given = {key: value for key, value in given.items() if "film" not in key}
+        for layer in ("layers.0", "layers.1"):
+            own = convert(film, "textbook", film.state_dict(), inverse=True)
+            given |= {f"{layer}.film.{key}": value for key, value in own.items()}
+        given["layers.1.film.fc_gamma.bias"] = given["layers.1.film.fc_gamma.bias"] + 1
+    with refused(
+        "Model: layers.0.film.proj.bias and layers.1.film.proj.bias are one tensor here; got two "
+        "that differ"
+    ):
+        convert(model, "textbook", given, inverse=inverse)
+
+
+def test_one_tensor_without_values_has_none_that_differ():
+    model = Model()
+    theirs = convert(model, "textbook", model.state_dict(), inverse=True)
+    shapes = {key: value.to("meta") for key, value in theirs.items()}
+    assert all(value.is_meta for value in convert(model, "textbook", shapes).values())
+
+
+def test_an_extra_state_that_is_no_tensor_is_named():
+    class Calibrated(Model):
+        def get_extra_state(self):
+            return {"scale": 3}
+
+    model = Calibrated()
+    with refused("Calibrated: _extra_state is a tensor; got dict"):
+        convert(model, "textbook", model.state_dict(), inverse=True)
+
+
+def test_a_model_from_before_batches_were_counted_converts():
+    model = Model()
+    given = convert(model, "textbook", model.state_dict(), inverse=True)
+    old = {key: value for key, value in given.items() if "num_batches" not in key}
+    assert given.keys() - old.keys() == {f"layers.{i}.norm.num_batches_tracked" for i in range(2)}
+    model.load_state_dict(convert(model, "textbook", old))
+
+
+def test_two_parameters_under_one_key_of_the_source_are_refused():
+    block = nn.ModuleDict({"modulator": create("adaln_zero", features=6, condition_dim=4)})
+    block["adaLN_modulation"] = nn.ModuleList([nn.SiLU(), nn.Linear(4, 36, bias=False)])
+    with refused(
+        "ModuleDict: two of its parameters are adaLN_modulation.1.weight as dit has them; give the "
+        "modulator or the other module another place"
+    ):
+        convert(block, "dit", {})
+
+
+def test_a_model_without_a_modulator_has_nothing_to_convert():
+    with refused(
+        "Linear holds no modulator, so it has no keys to convert: load the state dict as it is, or "
+        "give the model that holds the modulators"
+    ):
+        convert(nn.Linear(2, 2), "dit", {})
+
+
+def test_a_modulator_in_a_model_that_the_source_does_not_know_is_named():
+    model = nn.ModuleDict({"film": create("film", features=6, condition_dim=4)})
+    with refused("film has no codec for 'dit'; it has textbook, film"):
+        convert(model, "dit", {})
 
 
 class Brought(condmod.Registry):

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import condmod
 
@@ -147,3 +148,14 @@ def test_the_linter_refuses_a_second_copy_of_a_plugin_and_tests_as_a_package(cod
     assert lint.returncode == 1
     assert "TID251" in lint.stdout
     assert told in lint.stdout
+
+
+def test_a_notebook_shows_tables():
+    film = condmod.describe("film")._repr_html_()
+    assert film.startswith("<h4>film</h4><p>FiLM: y = γ(c)·x + β(c)")
+    assert "<td>scale</td><td>&#x27;raw&#x27; |" in film
+    registry = condmod.Registry()._repr_html_()
+    assert registry.startswith("<table><thead><tr><th>name</th><th>role</th><th>from</th></tr>")
+    assert "<tr><td>timestep</td><td>encoder</td><td>condmod " in registry
+    plan = condmod.plan(torch.nn.Sequential(torch.nn.Linear(2, 2)), {"0": "film"}, condition_dim=3)
+    assert plan._repr_html_().startswith("<pre>site  module  spec")

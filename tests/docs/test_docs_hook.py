@@ -249,8 +249,11 @@ def test_the_page_on_parity_shows_every_mechanism_that_was_compared(hooks):
 
 def test_passes_are_what_the_formulas_need(hooks):
     passes = {name: hooks.sample(hooks.page_spec(name)).passes for name in ("none", "add", "film")}
-    assert passes == {"none": 0, "add": 1, "film": 1}
-    assert hooks.sample("adaln_zero").passes == 3  # norm, affine, gate
+    assert passes == {"none": (), "add": ("add",), "film": ("addcmul",)}
+    norm_affine_gate = ("native_layer_norm", "addcmul", "addcmul")
+    assert hooks.sample("adaln_zero").passes == norm_affine_gate
+    text = hooks.component("adaln_zero")
+    assert "| **Passes over x** | 3 per part |" in text
 
 
 def test_an_unknown_component_in_a_marker_is_an_error(hooks):

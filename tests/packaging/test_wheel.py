@@ -63,7 +63,7 @@ names = condmod.list_modulators() + condmod.list_encoders()
 print(json.dumps({name: describe(name).entry.file for name in names}))
 """
     files = json.loads(run(python, "-c", code, cwd=tmp_path))
-    assert len(files) == 52
+    assert len(files) == 70
     for file in files.values():
         assert not Path(file).is_relative_to(ROOT / "plugins"), f"{file} is a source, not the wheel"
 

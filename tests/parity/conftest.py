@@ -23,6 +23,7 @@ row of docs/parity.json, which the site shows:
   import a peer at the top of a test file: most warn, and warnings are errors. A package of `ALONE`
   stands here without its dependencies: the module is run without the package's `__init__`, with
   stand-ins for what is not installed, so only what is written there in plain torch works.
+- `timm_layers(name)`: a module of timm/layers by itself, since timm asks for torchvision.
 
 A row that docs/parity.json lacks, or has in vain, fails its test. `make parity` writes the whole
 table; while you write a file of tests, this writes the rows of that file alone:
@@ -134,6 +135,20 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Imports a module of a peer."""
     monkeypatch.setenv("K_DIFFUSION_USE_COMPILE", "0")
     return load
+
+
+@pytest.fixture
+def timm_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of timm/layers, without timm's `__init__`, which asks for torchvision."""
+    spec = PathFinder.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("timm is not installed: run `make test`")
+    package = ModuleType("timm_layers")
+    package.__path__ = [f"{spec.submodule_search_locations[0]}/layers"]
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    yield lambda name: importlib.import_module(f"{package.__name__}.{name}")
+    for name in [name for name in sys.modules if name.startswith(f"{package.__name__}.")]:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -198,11 +198,42 @@ DIT, TRUNK = "adaLN_modulation.1", "global_cond_embedder"
 NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
 DIFFUSERS_NORMS = ("norm1.norm", "norm2", *NORMS[2:])
 SHIFT_SCALE, SCALE_SHIFT = ("shift", "scale"), ("scale", "shift")
+
+
+def found(p, q, c, key, value):
+    k, v = (F.linear(c, p[f"{name}.weight"], p.get(f"{name}.bias")) for name in (key, value))
+    weights = (q @ k.transpose(1, 2) / C**0.5).softmax(-1)
+    return weights @ v
+
+
+def attention(p, x, c):
+    q = F.linear(x, p["to_q.weight"], p.get("to_q.bias"))
+    text = c["text"] if isinstance(c, dict) else c
+    h = found(p, q, text, "to_k", "to_v")
+    if isinstance(c, dict):
+        h = h + 0.5 * found(p, q, c["image"], "processor.to_k_ip.0", "processor.to_v_ip.0")
+    return x + F.linear(h, p["to_out.0.weight"], p["to_out.0.bias"])
+
+
+TO = {"to_q.weight": (C, C), "to_k.weight": (C, D), "to_v.weight": (C, D)}
+OUT = {"to_out.0.weight": (C, C), "to_out.0.bias": (C,)}
+IP = {f"processor.to_{name}_ip.0.weight": (C, D) for name in "kv"}
+ATTENTIONS = {
+    "cross_attention(heads=1, norm='none')": {**TO, **OUT},
+    "cross_attention(heads=1, norm='none', bias=True)": {
+        **TO,
+        **OUT,
+        **{f"to_{name}.bias": (C,) for name in "qkv"},
+    },
+    "decoupled_attention(heads=1, norm='none', scale=0.5)": {**TO, **OUT, **IP},
+}
 CASES = [
+    *(Case(spec, "diffusers", shapes, attention) for spec, shapes in ATTENTIONS.items()),
     Case("film", "textbook", {**lin("fc_gamma", 1), **lin("fc_beta", 1)}, textbook),
     Case("film(scale='one_plus')", "film", lin("decoder_linear", 2), film_generator),
     Case("film_block", "film", {**lin("decoder_linear", 2), **BN}, film_block),
     Case("dense_film", "edge", lin("block.1", 2), edge),
+    Case("dense_film", "audio2photoreal", lin("block.1", 2), edge),
     Case(
         "t5_film",
         "diffusers",
@@ -347,6 +378,9 @@ def inputs(case: Case):
     x = torch.randn(2, 5, C, generator=generator, dtype=torch.float64)
     c = torch.randn(2, D, generator=generator, dtype=torch.float64)
     component = condmod.configure(case.spec).component
+    if "set" in component.kinds:
+        c = torch.stack([c, c.cos(), c.sin()], 1)
+        c = {name: c + number for number, name in enumerate(component.sets)} or c
     probe = build(case)
     probe = probe[PLACES[0]] if isinstance(probe, Bank) else probe
     count = probe.parts if issubclass(component, condmod.SublayerModulator) else 0
@@ -388,6 +422,30 @@ def test_there_and_back_is_bit_for_bit_the_same(case):
         assert back[key].dtype == value.dtype
 
 
+# a block of the source has these keys itself; the others stand in a module of their own
+BESIDE = {
+    *(("ada_group_norm", "adm"), ("adaln", "dit"), ("adaln_zero", "dit"), ("mmdit", "sd3")),
+    *(("lumina", "diffusers"), ("lumina", "lumina"), ("z_image", "diffusers")),
+    *(("t5_film", "diffusers"), ("diffusion_policy_film", "diffusion_policy")),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if not case.shared],
+    ids=[f"{case.spec}-{case.source}" for case in CASES if not case.shared],
+)
+def test_in_a_model_the_keys_are_looked_for_where_the_source_has_them(case):
+    model = torch.nn.ModuleDict({"place": build(case)})
+    name = condmod.configure(case.spec).component.name
+    prefix = "" if (name, case.source) in BESIDE else "place."
+    theirs = {f"{prefix}{key}": value for key, value in theirs_of(case).items()}
+    model.load_state_dict(convert(model, case.source, theirs))
+    back = convert(model, case.source, model.state_dict(), inverse=True)
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[key], value) for key, value in theirs.items())
+
+
 class Swapped:
     """A registry whose codecs have two kinds of shares change places."""
 
@@ -417,7 +475,7 @@ class Swapped:
 SWAPS = dict.fromkeys(("lumina", "z_image"), ("scale", "gate"))
 # one share, or a table that both keep alike: there is nothing to change places
 ONE_SHARE = {"hunyuan_shift", GROUPS.format(False), "ada_rms_norm", "diffusion_policy_film"}
-ONE_SHARE |= {"stable_audio"}
+ONE_SHARE |= {"stable_audio", *ATTENTIONS}
 
 
 @pytest.mark.parametrize(

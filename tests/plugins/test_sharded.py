@@ -22,10 +22,15 @@ DETERMINISTIC = [
     "gnn_film(init='identity')",
     "lumina",
     "pi05(init='identity')",
+    "stylegan2(init='identity')",
+    "tanh_gate(per_channel=True)",
+    "zero_conv",
 ]
 DRAWN = ["film", "dense_film", "concat_project", "timestep_table(steps=8)"]
 DRAWN += ["adaln_single", "af3_adaln", "biggan_batch_norm", "cnaps", "cosmos", "edm2", "film_block"]
 DRAWN += ["conditional_batch_norm(classes=8)", "modern_batch_norm", "stable_audio", "wan"]
+DRAWN += ["spade(hidden=8)", "squeeze_excite", "tfilm", "tvfilm", "gpocm", "wavenet_gate"]
+DRAWN += ["stylegan2", "hypernetwork", "conditional_conv", "cross_attention(heads=2)"]
 
 
 def whole(tensor):
@@ -33,8 +38,8 @@ def whole(tensor):
 
 
 def build(spec):
-    raw = "raw" in condmod.configure(spec).component.kinds
-    return condmod.create_bank(spec, {"here": condmod.Site(8, None if raw else 6)})
+    own = condmod.configure(spec).component.kinds & {"raw", "self"}
+    return condmod.create_bank(spec, {"here": condmod.Site(8, None if own else 6)})
 
 
 def run(rank, store, failures):

@@ -1,0 +1,1 @@
+"""What keeps people out of trouble: lint, parameter groups, penalties."""
