@@ -99,6 +99,11 @@ def plan(
                 PlannedSite(base, pattern, config, placement, site, found.argument, found.item)
             )
     base = sum(parameter.numel() for parameter in model.parameters())
+    if encoding is None and condition_dim and not any(s.site.condition_dim for s in sites):
+        raise SiteError(
+            "no modulator of the plan takes a condition of a width: they have encoders of their "
+            f"own, or read the features alone; leave out condition_dim={condition_dim}"
+        )
     if encoding is not None and all(s.config.component.kinds == {"self"} for s in sites):
         raise SiteError(
             f"every modulator of the plan reads the features alone, and none takes what "

@@ -43,6 +43,7 @@ from condmod.functional.passes import (
     in_layout_of,
     layer_norm,
     same_shape,
+    unhalved,
     widened,
 )
 
@@ -81,5 +82,6 @@ __all__ = [
     "reset_constant",
     "reset_linears",
     "same_shape",
+    "unhalved",
     "widened",
 ]

@@ -4,6 +4,8 @@ Shapes: B batch, C features, D condition.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -184,6 +186,18 @@ def widened(x: Tensor, norm: Pass | None, where: Callable[[], str]) -> Tensor:
         return norm(h)
     except ShapeError as error:
         raise ShapeError(f"{error}{_in(where)}") from None
+
+
+def unhalved(x: Tensor) -> AbstractContextManager[Any]:
+    """A context where autocast does not halve the precision, for a recurrence or a sum of squares.
+
+    Args:
+        x: on whose device; one that knows no autocast, as meta, is fine.
+    """
+    kind = x.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def same_shape(x: Tensor, y: Tensor, where: Callable[[], str]) -> None:

@@ -1,6 +1,5 @@
 """What mechanisms share that modulate block by block, by what an LSTM makes of the blocks."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
@@ -15,6 +14,7 @@ from condmod.functional import (
     featurewise_affine,
     featurewise_scale,
     in_layout_of,
+    unhalved,
     widened,
 )
 from condmod_time._lstm import Lstm, State
@@ -153,14 +153,6 @@ def each_block(self: Placed, x: Tensor, blocks: Tensor, parts: Scale | ScaleShif
     if torch.compiler.is_compiling() or y.shape[time] > x.shape[time]:
         y = y.narrow(time, 0, x.shape[time]).clone(memory_format=torch.contiguous_format)
     return in_layout_of(x, y)
-
-
-def unhalved(x: Tensor) -> AbstractContextManager[Any]:
-    """A context where autocast does not halve the precision of a recurrence."""
-    kind = x.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
 
 
 def _followed(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import condmod
-from condmod.functional import ScaleShift, blank_linear, reset_constant
-from condmod_time._blocks import Block, begun, blocked, check_time, each_block, time_dim, unhalved
+from condmod.functional import ScaleShift, blank_linear, reset_constant, unhalved
+from condmod_time._blocks import Block, begun, blocked, check_time, each_block, time_dim
 from condmod_time._lstm import Lstm, State
 
 

@@ -1,10 +1,11 @@
 """The layers whose weight a modulator can read, and what it reads of it."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from condmod.functional import unhalved
 
 _READABLE = (
     nn.Linear,
@@ -63,9 +64,7 @@ def energy(layer: nn.Module, style: Tensor) -> Tensor:
     weight: Any = layer.weight
     groups: Any = getattr(layer, "groups", 1)
     wide = torch.promote_types(weight.dtype, torch.float32)
-    kind = style.device.type
-    halves = torch.amp.is_autocast_available(kind)  # meta has no autocast
-    with torch.autocast(kind, enabled=False) if halves else nullcontext():
+    with unhalved(style):
         squares = weight.to(wide).square().reshape(*weight.shape[:2], -1).sum(-1)
         grouped = squares.reshape(groups, -1, weight.shape[1])
         letters = "gio" if getattr(layer, "transposed", False) else "goi"

@@ -273,6 +273,16 @@ def test_what_reads_the_features_alone_needs_no_condition(net, x):
         net(x)
 
 
+@pytest.mark.parametrize("spec", ["squeeze_excite", "per_timestep"])
+def test_a_width_that_nothing_takes_is_refused(net, spec):
+    with pytest.raises(SiteError) as error:
+        condmod.plan(net, {"wide": spec}, condition_dim=7, start="published")
+    assert str(error.value) == (
+        "no modulator of the plan takes a condition of a width: they have encoders of their own, "
+        "or read the features alone; leave out condition_dim=7"
+    )
+
+
 def test_beside_others_it_is_given_none_of_their_condition(net, x, c):
     conditioned = condmod.attach(
         net, {"wide": "squeeze_excite", "narrow": "film"}, condition_dim=7, start="published"
