@@ -1,4 +1,4 @@
-# make demo | test | check | docs | docs-serve | format | parity | conformance | matrix   Needs Python >= 3.11 and make, no more.
+# make demo | test | check | docs | docs-serve | format | parity | conformance | matrix | bench   Needs Python >= 3.11 and make, no more.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -12,7 +12,7 @@ ALONE := alphafold3-pytorch classifier-free-guidance-pytorch denoising-diffusion
 SOURCES := condmod plugins tests docs examples benchmarks
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test check lint types typed docs docs-serve format parity conformance matrix clean
+.PHONY: demo test check lint types typed docs docs-serve format parity conformance matrix bench clean
 
 demo: $(VENV)/.lab
 	$(BIN)/condmod demo
@@ -61,6 +61,15 @@ conformance: $(VENV)/.dev
 # Writes docs/attaching-matrix.json anew: where attaching works, measured cell by cell.
 matrix: $(VENV)/.dev
 	CONDMOD_WRITE_MATRIX=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/attaching/matrix
+
+# Writes benchmarks/results and the tables of docs/speed.md anew: how fast it is on this CPU, in under
+# ten minutes on two free cores. Close what else computes.
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/passes.py --json benchmarks/results/passes.json
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 \
+	  $(BIN)/python benchmarks/passes.py --shapes C --eager --json benchmarks/results/passes-tuned.json
+	$(BIN)/python benchmarks/generation.py --json benchmarks/results/generation.json
+	$(BIN)/python benchmarks/speed_page.py
 
 clean:
 	rm -rf $(VENV) build dist site

@@ -8,15 +8,13 @@ python benchmarks/attach.py
 
 import argparse
 import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from datetime import date
+from functools import partial
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
+from measuring import faster, interleaved, machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,22 +110,13 @@ def variants(shape: tuple[int, int, int], depth: int) -> dict[str, Callable[[], 
     }
 
 
-def measure(run: Callable[[], Tensor], *, training: bool) -> float:
-    """Seconds of one pass."""
-    start = time.perf_counter()
+def run(model: Callable[[], Tensor], *, training: bool) -> None:
+    """One pass."""
     if training:
-        run().sum().backward()
+        model().sum().backward()
     else:
         with torch.no_grad():
-            run()
-    return time.perf_counter() - start
-
-
-def interval(ratios: list[float]) -> tuple[float, float]:
-    """A 95% bootstrap interval of the median."""
-    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
-    return float(low), float(high)
+            model()
 
 
 def rows(rounds: int) -> list[dict[str, Any]]:
@@ -138,28 +127,19 @@ def rows(rounds: int) -> list[dict[str, Any]]:
         torch.testing.assert_close(passes["attached"](), passes["by hand"]())
         for training in (True, False):
             repeat = max(1, round(2e6 / torch.Size(shape).numel() / shape[-1]))
-            seconds: dict[str, list[float]] = {name: [] for name in passes}
-            for turn in range(rounds + 3):
-                order = list(passes) if turn % 2 else list(passes)[::-1]
-                for name in order:
-                    took = [measure(passes[name], training=training) for _ in range(repeat)]
-                    if turn > 2:
-                        seconds[name].append(min(took))
+            timed = {name: partial(run, way, training=training) for name, way in passes.items()}
+            seconds = interleaved(timed, rounds, repeat=repeat)
             for one, other, goal in (
                 ("attached", "by hand", 1.05),
                 ("switched off", "bare", 1.02),
             ):
-                ratios = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
-                low, high = interval(ratios)
                 found.append(
                     {
                         "shape": list(shape),
                         "mode": "training" if training else "inference",
                         "of": f"{one} / {other}",
-                        "ratio": statistics.median(ratios),
-                        "low": low,
-                        "high": high,
-                        "ms": 1e3 * statistics.median(seconds[other]),
+                        **faster(seconds, other, one),
+                        "ms": 1e3 * median(seconds[other]),
                         "goal": goal if shape[1] >= 197 or one == "switched off" else None,
                     }
                 )
@@ -174,13 +154,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = rows(arguments.rounds)
     if arguments.json:
-        machine = {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "threads": torch.get_num_threads(),
-            "date": date.today().isoformat(),
-        }
-        print(json.dumps({**machine, "rounds": arguments.rounds, "rows": found}, indent=2))
+        print(json.dumps({**machine(), "rounds": arguments.rounds, "rows": found}, indent=2))
         return
     for row in found:
         goal = f"goal {row['goal']}" if row["goal"] else ""
