@@ -61,8 +61,7 @@ def accept_set(
             f"{where()}: Signal.mask is bool, one per token, True where it is real; got {got} with "
             f"tokens {tuple(value.shape)}"
         )
-    if mask is not None and not may_hide_all and hides_all(mask):
-        bare = (~mask.any(1)).nonzero().flatten().tolist()
+    if mask is not None and not may_hide_all and (bare := hidden_samples(mask)):
         raise ConditionError(
             f"{where()}: Signal.mask hides every token of the samples {bare}, tokens "
             f"{tuple(value.shape)}; show one token at least, as a nullable encoder does of an "
@@ -95,11 +94,12 @@ def accept_sets(
     return sets
 
 
-def hides_all(mask: Tensor) -> bool:
-    """Whether a mask leaves some sample no token; told in eager mode on a CPU alone."""
+def hidden_samples(mask: Tensor) -> list[int]:
+    """The samples to which a mask leaves no token; told in eager mode on a CPU alone."""
     if mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return not bool(mask.any(1).all())
+        return []
+    hidden: list[int] = (~mask.any(1)).nonzero().flatten().tolist()
+    return hidden
 
 
 def _of(where: Callable[[], str], name: str) -> str:

@@ -158,10 +158,10 @@ class Component(nn.Module, ABC, Generic[ConfigT, ModulationT]):
         fits = x.ndim > 1 and x.shape[dim] == self.site.features
         if not x.is_floating_point():
             raise ShapeError(f"{self.where()} takes floating features; got {x.dtype}")
-        parts: Sequence[Any] = (condition,)
         if self.sets and isinstance(condition, Mapping):
-            parts = tuple(condition.values())
-        fits = fits and all(self._belong(x, part) for part in parts)
+            fits = fits and all(self._belong(x, part) for part in condition.values())
+        else:
+            fits = fits and self._belong(x, condition)
         if not fits:
             raise ShapeError(self._misfit(x, condition))
 

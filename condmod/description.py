@@ -10,9 +10,9 @@ from typing import Any
 
 from condmod.config import Kind, Role
 from condmod.entries import Entry, located
-from condmod.html_table import html_table
 from condmod.registry import Registry, active_registry
 from condmod.spec import show
+from condmod.tables import html_table
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from condmod.accepting import hides_all
+from condmod.accepting import hidden_samples
 from condmod.component import define
 from condmod.config import EncoderConfig, NullableConfig
 from condmod.errors import ConditionError, ShapeError
@@ -126,8 +126,7 @@ class Encoder(nn.Module, ABC, Generic[EncoderConfigT]):
                 f"{self.name}: Signal.mask is bool (B, S), one per token; got {_words(mask)} for "
                 f"B, S = {tuple(shape)}"
             )
-        if not may_hide_all and hides_all(mask):
-            bare = (~mask.any(1)).nonzero().flatten().tolist()
+        if not may_hide_all and (bare := hidden_samples(mask)):
             raise ConditionError(
                 f"{self.name}: Signal.mask hides every token of the samples {bare}; show one token "
                 f"at least, or say that they are absent: {self.name}(nullable=True) with "

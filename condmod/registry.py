@@ -28,8 +28,8 @@ from condmod.errors import (
     UnknownNameError,
     told,
 )
-from condmod.html_table import html_table
 from condmod.spec import is_name, nearest
+from condmod.tables import html_table
 
 if TYPE_CHECKING:
     from condmod.codec import Codec

@@ -16,6 +16,7 @@ from condmod.bank import Bank
 from condmod.build import create_encoder
 from condmod.config import EncoderConfig, ModulatorConfig
 from condmod.site import Site
+from condmod.tables import text_table
 
 Start = Literal["base", "published"]
 
@@ -100,11 +101,11 @@ class Plan:
         with torch.device("meta"):
             for pattern, planned in self.groups().items():
                 bank = build_bank(planned)
-                sites |= {name: _count(bank[name]) for name in bank}
+                sites |= {name: count(bank[name]) for name in bank}
                 if bank.shared is not None:
-                    shared[pattern] = _count(bank.shared)
+                    shared[pattern] = count(bank.shared)
             if self.encoder is not None:
-                encoder = _count(create_encoder(self.encoder, self.condition_dim))
+                encoder = count(create_encoder(self.encoder, self.condition_dim))
         return Counts(sites, shared, encoder)
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,7 +162,8 @@ class Plan:
         if self.condition_dim is None:
             own = "the modulators' own condition" if self.needs_condition else "no condition"
             condition = own
-        lines = [_aligned(head, rows)]
+        numbers = {head.index("features"), head.index("parameters")}
+        lines = text_table(head, rows, numbers)
         if self.encoder is not None:
             lines.append(f"encoder {self.encoder}, {counts.encoder:,} parameters")
         lines.append(f"{len(self.sites)} sites, {condition}, {total:,} parameters{part}")
@@ -182,7 +184,8 @@ def build_bank(sites: list[PlannedSite]) -> Bank:
     return Bank(sites[0].config, {planned.site.name: planned.site for planned in sites})
 
 
-def _count(module: nn.Module) -> int:
+def count(module: nn.Module) -> int:
+    """The number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -213,17 +216,4 @@ def _part(total: int, base: int) -> str:
         f"{total / base:.2%} of the model's"
         if total < base
         else f"{total / base:.1f} times the model's"
-    )
-
-
-def _aligned(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns under their titles; those of numbers end at one place."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    numbers = {head.index("features"), head.index("parameters")}
-    return "\n".join(
-        "  ".join(
-            word.rjust(width) if i in numbers else word.ljust(width)
-            for i, (word, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from condmod.attaching.planned import count
 from condmod.bank import Bank
 from condmod.build import SpecLike, configure, create_encoder
 from condmod.config import ModulatorConfig
@@ -55,12 +56,12 @@ def cost(spec: SpecLike, *, features: int, condition_dim: int) -> Cost:
     config = configure(spec)
     with torch.device("meta"):
         if not isinstance(config, ModulatorConfig):
-            return Cost(_count(create_encoder(config, condition_dim)), 0, None)
+            return Cost(count(create_encoder(config, condition_dim)), 0, None)
         width = None if config.component.kinds & {"raw", "self"} else condition_dim
         bank = Bank(config, {"here": Site(features, width)})
-    shared = 0 if bank.shared is None else _count(bank.shared)
+    shared = 0 if bank.shared is None else count(bank.shared)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        return Cost(_count(bank["here"]), shared, _passes(config, features, width))
+        return Cost(count(bank["here"]), shared, _passes(config, features, width))
 
 
 def _passes(config: ModulatorConfig, features: int, width: int | None) -> tuple[str, ...] | None:
@@ -115,7 +116,3 @@ class _Noted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if large and not func.is_view and func._opname != "_unsafe_view":
             self.found.append(func._opname)
         return out
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -9,6 +9,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from condmod.tables import text_table
+
 _IGNORED = 1e-3  # of the output's size
 
 
@@ -160,16 +162,10 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns under their titles; words to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    words = [
-        all(not row[i][:1].isdigit() and row[i][:1] != "-" for row in rows)
+    """Words to the left, numbers to the right."""
+    numbers = {
+        i
         for i in range(len(head))
-    ]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if left else cell.rjust(width)
-            for cell, width, left in zip(row, widths, words, strict=True)
-        ).rstrip()
-        for row in (head, *rows)
-    )
+        if any(row[i][:1].isdigit() or row[i][:1] == "-" for row in rows)
+    }
+    return "\n".join(text_table(head, rows, numbers))

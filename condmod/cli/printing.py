@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from condmod.tables import text_table
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
 
 
@@ -17,9 +19,7 @@ def print_json(data: Any) -> None:
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns; a terminal gets a title row in bold."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    title = "  ".join(word.ljust(width) for word, width in zip(head, widths, strict=True))
-    typer.secho(title.rstrip(), bold=sys.stdout.isatty())
-    for row in rows:
-        line = "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True))
-        typer.echo(line.rstrip())
+    title, *lines = text_table(head, rows)
+    typer.secho(title, bold=sys.stdout.isatty())
+    for line in lines:
+        typer.echo(line)
