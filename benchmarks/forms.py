@@ -55,6 +55,21 @@ class Given(nn.Module):
         return modulation.chunk(2, dim=-1)
 
 
+class GivenRows(nn.Module):
+    """Rows of a table are there already, and the row of each position, (B, T)."""
+
+    index: Tensor
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index)
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The two parts."""
+        at = self.index[..., None].expand(-1, -1, rows.shape[-1])
+        return rows.gather(1, at).chunk(2, dim=-1)
+
+
 class Form(nn.Module, ABC):
     """Abstract: features and what the generator takes to features."""
 
@@ -213,16 +228,25 @@ class OurGate(nn.Module):
 class Ours(nn.Module):
     """A modulator of condmod where the modulation is there already."""
 
-    def __init__(self, modulator: Any) -> None:
+    def __init__(self, modulator: Any, index: Tensor | None) -> None:
         super().__init__()
-        self.modulator = modulator
+        self.modulator, self.index = modulator, index
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """The modulated features."""
-        return self.modulator.modulate(x, self.modulator.unpack(modulation))
+        made = self.modulator.unpack(modulation)
+        if self.index is not None:
+            made = condmod.indexed(made, condmod.Signal(modulation, index=self.index))
+        return self.modulator.modulate(x, made)
 
 
-def forms(name: str, features: int, width: int | None, channel_dim: int) -> dict[str, nn.Module]:
+def forms(
+    name: str,
+    features: int,
+    width: int | None,
+    channel_dim: int,
+    index: Tensor | None = None,
+) -> dict[str, nn.Module]:
     """One mechanism in every form, all with the same parameters.
 
     Args:
@@ -230,6 +254,7 @@ def forms(name: str, features: int, width: int | None, channel_dim: int) -> dict
         features: C.
         width: D, or None where the modulation is given.
         channel_dim: 1 or -1.
+        index: the row of each position, where rows are given.
     """
     if name == "gate":
         return {"written": WrittenGate(), "best": BestGate(), "condmod": OurGate()}
@@ -237,7 +262,7 @@ def forms(name: str, features: int, width: int | None, channel_dim: int) -> dict
     ours: Any = condmod.create(
         spec, features=features, condition_dim=width or 1, channel_dim=channel_dim
     )
-    one: nn.Module = Given()
+    one: nn.Module = Given() if index is None else GivenRows(index)
     two = one
     if width:
         acts: dict[str, Act] = {"film": nn.Identity(), "dense_film": F.mish}
@@ -259,7 +284,7 @@ def forms(name: str, features: int, width: int | None, channel_dim: int) -> dict
     found = {
         "written": written(two, channel_dim, norm),
         "best": best(one, channel_dim, norm),
-        "condmod": ours if width else Ours(ours),
+        "condmod": ours if width else Ours(ours, index),
     }
     if name == "film":
         found["addcmul"] = AddcmulFilm(one, channel_dim)

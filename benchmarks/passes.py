@@ -2,8 +2,8 @@
 
 Each mechanism as blog posts write it, as well as eager torch allows, by warm torch.compile, by
 condmod, and by condmod under torch.compile: interleaved in one process, and first compared with
-float64. `global` rows are whole modules, generator included; in `aligned` and `given` rows, and for
-the gate, the modulation is there already.
+float64. `global` rows are whole modules, generator included; in `aligned`, `rows` and `given` rows,
+and for the gate, the modulation is there already.
 
 python benchmarks/passes.py
 """
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CONDITION = 256
+ROWS = 4  # of a table that the positions choose among
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 NAMES = ("film", "dense_film", "adaln", "gate", "ada_group_norm")
 SHAPES = {"A": (8, 256, 384), "B": (8, 256, 1152), "C": (1, 4096, 3072)}
@@ -46,9 +47,11 @@ COMPARED = (
     ("best", "written"),
     ("addcmul", "written"),
     ("compile", "written"),
+    ("max-autotune", "written"),
     ("condmod", "written"),
     ("condmod", "hand"),
     ("condmod", "compile"),
+    ("condmod", "max-autotune"),
     ("compiled condmod", "written"),
     ("compiled condmod", "compile"),
 )
@@ -59,7 +62,7 @@ class Cell(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    condition: str  # global, aligned or given
+    condition: str  # global, aligned, rows or given
     dtype: torch.dtype = torch.float32
 
     @property
@@ -67,11 +70,15 @@ class Cell(NamedTuple):
         """Where C is."""
         return 1 if self.name == "ada_group_norm" or len(self.shape) == 4 else -1
 
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where the features are."""
+        return self.shape[1:-1] if self.channel_dim == -1 else self.shape[2:]
+
     def inputs(self) -> tuple[Tensor, ...]:
         """What every form is called with."""
         batch, features = self.shape[0], self.shape[self.channel_dim]
-        positions = self.shape[1:-1] if self.channel_dim == -1 else self.shape[2:]
-        places = positions if self.condition == "aligned" else ()
+        places = {"aligned": self.positions, "rows": (ROWS,)}.get(self.condition, ())
         drawn: list[tuple[int, ...]] = [self.shape]
         if self.name == "gate":
             drawn += [self.shape, (batch, *places, features)]
@@ -84,7 +91,10 @@ class Cell(NamedTuple):
     def forms(self) -> dict[str, nn.Module]:
         """Every way to write it, with the same parameters."""
         width = CONDITION if self.condition == "global" else None
-        found = forms(self.name, self.shape[self.channel_dim], width, self.channel_dim)
+        index = None
+        if self.condition == "rows":
+            index = torch.randint(ROWS, (self.shape[0], *self.positions))
+        found = forms(self.name, self.shape[self.channel_dim], width, self.channel_dim, index)
         if self.dtype == torch.float32:
             found.pop("addcmul", None)
         return found
@@ -97,14 +107,17 @@ class Cell(NamedTuple):
 
 
 def cells(shapes: Mapping[str, tuple[int, ...]]) -> list[Cell]:
-    """Every mechanism with a global condition at every shape, and with an aligned one at A."""
+    """Every mechanism with a global condition everywhere, and with an aligned one at A and B."""
     found = []
     for name, (letter, (batch, positions, features)) in product(NAMES, shapes.items()):
         first = name == "ada_group_norm"
         shape = (batch, features, positions) if first else (batch, positions, features)
         found.append(Cell(name, shape, "global"))
-        if letter == "A":
+        if batch > 1:
             found.append(Cell(name, shape, "aligned"))
+        if letter == "A" and name in {"film", "adaln"}:
+            found.append(Cell(name, shape, "rows"))
+            found.append(Cell(name, shape, "given", torch.bfloat16))
     return found
 
 
@@ -134,10 +147,20 @@ def checked(cell: Cell, form: nn.Module, wanted: tuple[Tensor, ...], inputs: Any
     with torch.no_grad():
         plain = form(*inputs)
     y = form(*inputs)
-    got = plain, y, *torch.autograd.grad(y, inputs, torch.ones_like(y))
-    far = max(map(distance, got, wanted))
+    got = plain, y, *slopes(form, inputs, y)
+    far = max(distance(one, other) for one, other in zip(got, wanted, strict=True))
     assert far < TOLERANCE[cell.dtype], (cell, form, far)
     return far
+
+
+def slopes(form: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> list[Tensor]:
+    """The gradients of inputs, of all matrices and of all vectors, however a form cuts these."""
+    parameters = [p for p in form.parameters() if p.requires_grad]
+    ones = torch.ones_like(y)
+    found = torch.autograd.grad(y, (*inputs, *parameters), ones, allow_unused=True)
+    own = sorted((g for g in found[len(inputs) :] if g is not None), key=Tensor.numel)
+    parts = [torch.cat([g for g in own if g.ndim == rank] or [y[:0].flatten()]) for rank in (1, 2)]
+    return [*found[: len(inputs)], *(part for part in parts if part.numel())]
 
 
 def measured(cell: Cell, budget: float, rounds: tuple[int, int], *, compiled: bool) -> list[Any]:
@@ -145,18 +168,22 @@ def measured(cell: Cell, budget: float, rounds: tuple[int, int], *, compiled: bo
     torch.manual_seed(0)
     torch.compiler.reset()  # or dynamo gives up on what it has compiled for many shapes
     inputs, variants = cell.inputs(), cell.forms()
-    if compiled:
-        for name, form in (("compile", "written"), ("compiled condmod", "condmod")):
-            variants[name] = cast(nn.Module, torch.compile(variants[form], dynamic=False))
-    wide = [value.detach().double().requires_grad_() for value in inputs]
-    y = copy.deepcopy(variants["written"]).double()(*wide)
-    wanted = (y, y, *torch.autograd.grad(y, wide, torch.ones_like(y)))
+    ways = [("compile", "written", "default"), ("compiled condmod", "condmod", "default")]
+    if cell.shape[0] > 1 and cell.shape[cell.channel_dim] < 512 and cell.condition == "global":
+        ways.append(("max-autotune", "written", "max-autotune"))  # it takes seconds to compile
+    for name, form, mode in ways if compiled else ():
+        way = torch.compile(variants[form], dynamic=False, mode=mode)
+        variants[name] = cast(nn.Module, way)
+    wide = tuple(value.detach().double().requires_grad_() for value in inputs)
+    exact = copy.deepcopy(variants["written"]).double()
+    y = exact(*wide)
+    wanted = (y, y, *slopes(exact, wide, y))
     errors = {name: checked(cell, form, wanted, inputs) for name, form in variants.items()}
     held = {
         name: saved_bytes(partial(form, *inputs), [*inputs, *form.parameters(), *form.buffers()])
         for name, form in variants.items()
     }
-    del y, wide, wanted
+    del y, wide, wanted, exact
     gradient, target = torch.randn_like(inputs[0]), torch.empty_like(inputs[0])
 
     def forward(form: nn.Module) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "BackendError": "errors",
     "Bank": "bank",
     "CheckpointError": "errors",
     "Codec": "codec",
@@ -38,6 +39,7 @@ _HOME = {
     "PluginError": "errors",
     "Probability": "config",
     "Registry": "registry",
+    "Schedule": "schedule",
     "ShapeError": "errors",
     "Shared": "site",
     "Signal": "site",
@@ -74,6 +76,8 @@ _HOME = {
     "penalty": "care.penalty",
     "plan": "attaching.planning",
     "register": "build",
+    "set_backend": "functional",
+    "use_backend": "functional",
 }
 _ROOMS = ("codec", "functional", "serialization", "yaml_text")
 

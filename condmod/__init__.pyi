@@ -39,6 +39,7 @@ from condmod.conversion import convert
 from condmod.description import Description, describe
 from condmod.encoder import Encoder
 from condmod.errors import (
+    BackendError,
     CheckpointError,
     CodecError,
     ConditionError,
@@ -52,6 +53,7 @@ from condmod.errors import (
     SpecError,
     UnknownNameError,
 )
+from condmod.functional import set_backend, use_backend
 from condmod.hooks import Document, hookimpl
 from condmod.layer import Layer
 from condmod.linear import generate_linear, indexed
@@ -59,12 +61,14 @@ from condmod.modulator import Modulator, Sublayer, SublayerModulator
 from condmod.owned import generate_owned, modulate_owned
 from condmod.parsing import parse
 from condmod.registry import Registry
+from condmod.schedule import Schedule
 from condmod.site import Condition, Shared, Signal, Site, one_size
 from condmod.spec import FrozenMapping, Spec
 
 __version__: str
 
 __all__ = [
+    "BackendError",
     "Bank",
     "CheckpointError",
     "Codec",
@@ -97,6 +101,7 @@ __all__ = [
     "PluginError",
     "Probability",
     "Registry",
+    "Schedule",
     "ShapeError",
     "Shared",
     "Signal",
@@ -137,5 +142,7 @@ __all__ = [
     "plan",
     "register",
     "serialization",
+    "set_backend",
+    "use_backend",
     "yaml_text",
 ]

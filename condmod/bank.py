@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, cast
 
 from torch import nn
 
 from condmod.component import Component
 from condmod.config import ModulatorConfig
 from condmod.errors import ShapeError, SiteError
-from condmod.linear import indexed
+from condmod.functional.projecting import project
+from condmod.linear import LinearGenerator, generate_linear, indexed
 from condmod.site import Condition, Shared, Signal, Site
 from condmod.spec import nearest
 
@@ -50,14 +51,23 @@ class Bank(nn.Module):
         self.config = config
         self.names = tuple(sites)
         self.shared = cls.shared(config, list(sites.values()))
-        self.modulators = nn.ModuleDict(
-            {_key(name): cls(config, site) for name, site in sites.items()}
-        )
+        own = {_key(name): cls(config, site) for name, site in sites.items()}
+        self.modulators = nn.ModuleDict(own)
+        self._together = _share_prepare(own.values())
 
     def generate(self, condition: Condition) -> dict[str, Any]:
-        """The modulation of every site, by name; the shared part runs once."""
+        """The modulation of every site, by name; what is shared runs once.
+
+        Where generators are linear and all that they have is their projection, `prepare` runs once,
+        too, and the projections together.
+        """
         if self.shared is None:
-            return {name: self[name].generate(condition) for name in self}
+            modulators = cast("Iterable[Component[Any, Any]]", self.modulators.values())
+            own = dict(zip(self.names, modulators, strict=True))
+            # what stands in front of a `generate` (condmod.inspect, FSDP2's own) is to be called
+            if self._together and not any("generate" in vars(module) for module in own.values()):
+                return _generate_together(own, condition)
+            return {name: module.generate(condition) for name, module in own.items()}
         shared = Shared(self.shared(self._accepted(condition)))
         return {name: indexed(self[name].generate(shared), condition) for name in self}
 
@@ -106,3 +116,41 @@ class Bank(nn.Module):
 def _key(name: str) -> str:
     key = name.replace(".", "/")
     return f"{key}/" if key in _RESERVED else key
+
+
+def _generate_together(
+    components: Mapping[str, Component[Any, Any]], condition: Condition
+) -> dict[str, Any]:
+    """What `generate_linear` gives for each of several sites that share `prepare`.
+
+    Args:
+        components: modulators by the names of their sites.
+        condition: one of their kinds; where it is wrong, the error names the first site.
+    """
+    generators = cast("Mapping[str, LinearGenerator[Any]]", components)
+    prepared = next(iter(generators.values())).prepare(condition)
+    # a look into _modules is a tenth of nn.Module.__getattr__, once per site
+    layers = [cast(Any, component._modules["proj"]) for component in components.values()]
+    made = zip(generators.items(), project(prepared, layers), strict=True)
+    return {name: indexed(each.unpack(rows), condition) for (name, each), rows in made}
+
+
+def _share_prepare(components: Collection[Component[Any, Any]]) -> bool:
+    """Whether `prepare` gives the same at every site of a bank.
+
+    It does where the generator is linear, all conditions come in one way, and no modulator has a
+    parameter or buffer but those of the module `proj`: then nothing is left that could differ.
+    """
+    ways = {(component.site.condition_dim, component.site.channel_dim) for component in components}
+    return len(ways) == 1 and all(
+        getattr(type(component), "generate", None) is generate_linear
+        and isinstance(component._modules.get("proj"), nn.Module)
+        and all(name.startswith("proj.") for name in _tensor_names(component))
+        for component in components
+    )
+
+
+def _tensor_names(component: nn.Module) -> Iterator[str]:
+    """The names of all parameters and buffers."""
+    for tensors in (component.named_parameters(), component.named_buffers()):
+        yield from (name for name, _ in tensors)

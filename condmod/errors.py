@@ -49,6 +49,10 @@ class FoldError(CondmodError, ValueError):
     """A condition cannot be written into the weights exactly."""
 
 
+class BackendError(CondmodError, RuntimeError):
+    """A backend of the passes is not known, or cannot run here."""
+
+
 def told(error: BaseException) -> str:
     """An exception in one line, type first, as an error about a plugin tells it."""
     words = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

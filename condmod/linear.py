@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, cast
 from torch import Tensor
 
 from condmod.functional import Indexed
+from condmod.functional.projecting import project
 from condmod.site import Condition, Signal
 
 ModulationT = TypeVar("ModulationT")
@@ -22,7 +23,12 @@ class LinearGenerator(Protocol[ModulationT_co]):
         """The linear step, which a bank may run for many sites at once."""
 
     def prepare(self, condition: Condition) -> Tensor:
-        """What the projection reads."""
+        """What the projection reads.
+
+        It depends on the condition, the config, and how the condition comes (`condition_dim` and
+        `channel_dim` of the site), besides parameters and buffers of the modulator. Where `proj`
+        holds all of these, a bank runs it once for all its sites.
+        """
 
     def unpack(self, projected: Tensor) -> ModulationT_co:
         """The projection's output as a modulation."""
@@ -31,12 +37,15 @@ class LinearGenerator(Protocol[ModulationT_co]):
 def generate_linear(component: LinearGenerator[ModulationT], condition: Condition) -> ModulationT:
     """unpack(proj(prepare(condition))), with the index of rows in every leaf.
 
+    A `Linear` may be read in another layout than by calling it, where that is faster on a CPU;
+    the result is the same up to rounding.
+
     Args:
         component: a modulator with `prepare`, `proj` and `unpack`.
         condition: one of its kinds.
     """
-    modulation = component.unpack(component.proj(component.prepare(condition)))
-    return indexed(modulation, condition)
+    (projected,) = project(component.prepare(condition), (component.proj,))
+    return indexed(component.unpack(projected), condition)
 
 
 def indexed(modulation: ModulationT, condition: Condition) -> ModulationT:

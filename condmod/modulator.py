@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar, final
 
 from jaxtyping import Float
@@ -81,6 +82,27 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
     ) -> Tensor:
         """Join the features x and the sublayer's output y: gate, residual, output scale."""
 
+    def between(
+        self,
+        x: Tensor,
+        y: Tensor,
+        one: tuple[ModulationT, Sublayer | None],
+        other: tuple[ModulationT, Sublayer | None],
+    ) -> tuple[Tensor, Tensor]:
+        """`exit` of one part and `enter` of the next, which a class may do in one pass.
+
+        Args:
+            x: what the first part joins to.
+            y: what its sublayer gave.
+            one: its modulation and sublayer.
+            other: those of the next part.
+
+        Returns:
+            The features between them, and what the next sublayer reads.
+        """
+        joined = self.exit(x, y, *one)
+        return joined, self.enter(joined, *other)
+
     @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
     def forward(
         self, x: Float[Tensor, "B ..."], condition: Condition, *sublayers: Sublayer
@@ -115,7 +137,15 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
     ) -> Tensor:
         """What `forward` does after `generate`."""
         stages = [x]
-        for part, (own, sublayer) in enumerate(zip(modulation, sublayers, strict=True)):
-            entered = self.enter(stages[self.reads[part] if self.reads else part], own, sublayer)
-            stages.append(self.exit(stages[-1], sublayer(entered), own, sublayer))
-        return stages[-1]
+        parts = list(zip(modulation, sublayers, strict=True))
+        entered = self.enter(x, *parts[0])
+        for part, (one, other) in enumerate(pairwise(parts)):
+            y = one[1](entered)
+            source = self.reads[part + 1] if self.reads else part + 1
+            if source == part + 1:
+                joined, entered = self.between(stages[part], y, one, other)
+                stages.append(joined)
+            else:
+                stages.append(self.exit(stages[part], y, *one))
+                entered = self.enter(stages[source], *other)
+        return self.exit(stages[-1], parts[-1][1](entered), *parts[-1])

@@ -81,6 +81,7 @@ def main(folder: str, how: str = "ddp") -> None:
     if rank == 0:
         save_checkpoint(folder, tensors, {"step": STEPS})
         print(f"trained on {processes} processes by {how}, and kept {folder}")
+    dist.barrier()  # nobody leaves while another still sends or saves
     dist.destroy_process_group()
 
 

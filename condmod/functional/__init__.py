@@ -8,6 +8,7 @@ Half-precision features are modulated in float32 and rounded once, so `1 + scale
 scales.
 """
 
+from condmod.functional.backends import Backend, backend, set_backend, use_backend
 from condmod.functional.generators import (
     blank_linear,
     fill,
@@ -16,6 +17,14 @@ from condmod.functional.generators import (
     reset_chunks,
     reset_constant,
     reset_linears,
+)
+from condmod.functional.layout import (
+    Pass,
+    align,
+    in_layout_of,
+    same_shape,
+    unhalved,
+    widened,
 )
 from condmod.functional.norms import Affine, BatchNorm, Norm, NormKind, normalisation
 from condmod.functional.parts import (
@@ -34,22 +43,18 @@ from condmod.functional.parts import (
     read,
 )
 from condmod.functional.passes import (
-    Pass,
     add_shift,
-    align,
     featurewise_affine,
     featurewise_scale,
     gated_residual,
-    in_layout_of,
+    gated_residual_affine,
     layer_norm,
-    same_shape,
-    unhalved,
-    widened,
 )
 
 __all__ = [
     "Activation",
     "Affine",
+    "Backend",
     "BatchNorm",
     "Gate",
     "GateForm",
@@ -67,11 +72,13 @@ __all__ = [
     "activation",
     "add_shift",
     "align",
+    "backend",
     "blank_linear",
     "featurewise_affine",
     "featurewise_scale",
     "fill",
     "gated_residual",
+    "gated_residual_affine",
     "in_layout_of",
     "layer_norm",
     "low_rank",
@@ -82,6 +89,8 @@ __all__ = [
     "reset_constant",
     "reset_linears",
     "same_shape",
+    "set_backend",
     "unhalved",
+    "use_backend",
     "widened",
 ]

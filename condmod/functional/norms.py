@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condmod.errors import ShapeError, SiteError
-from condmod.functional.passes import in_layout_of
+from condmod.functional.layout import SMALL, in_layout_of, is_eager
 
 NormKind = Literal["layer", "rms", "group", "instance", "batch"]
 Affine = Literal["none", "weight", "both"]
@@ -76,6 +76,7 @@ class Norm(nn.Module):
         self.kind, self.eps = kind, eps
         self.features, self.channel_dim = features, channel_dim
         self.groups = features if kind == "instance" else groups
+        self.affine = affine
         parameters = {"none": (), "weight": ("weight",), "both": ("weight", "bias")}[affine]
         for name in ("weight", "bias"):
             held = nn.Parameter(torch.empty(features)) if name in parameters else None
@@ -91,23 +92,55 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normed features, of the same shape, dtype and layout."""
-        _check_channels(x, self.features, self.channel_dim)
-        weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
+        self.check(x)
+        weight, bias = self.own(x.dtype)
         if self.kind in {"layer", "rms"}:
-            last = x.movedim(self.channel_dim, -1)
-            shape = (self.features,)
-            y = (
-                F.layer_norm(last, shape, weight, bias, self.eps)
-                if self.kind == "layer"
-                else F.rms_norm(last, shape, weight, self.eps)
-            )
+            last = x if self.channel_dim == -1 else x.movedim(1, -1)
+            if self.kind == "layer":
+                y = layer_normed(last, weight, bias, self.eps)
+            else:
+                y = F.rms_norm(last, (self.features,), weight, self.eps)
             if bias is not None and self.kind == "rms":
                 y = y + bias
-            return in_layout_of(x, y.to(x.dtype).movedim(-1, self.channel_dim))
+            y = y if y.dtype == x.dtype else y.to(x.dtype)
+            return y if last is x else in_layout_of(x, y.movedim(-1, 1))
         first = _channels_first(x, self.channel_dim)
-        _enough(self.kind, x, math.prod(first.shape[1:]) // self.groups)
         y = F.group_norm(first, self.groups, weight, bias, self.eps).to(x.dtype)
         return in_layout_of(x, y.movedim(1, self.channel_dim))
+
+    @property
+    def kernel(self) -> Literal["layer", "rms", "group"]:
+        """What a fused kernel calls it: an instance norm has groups of one channel."""
+        named: dict[NormKind, Literal["layer", "rms"]] = {"layer": "layer", "rms": "rms"}
+        return named.get(self.kind, "group")
+
+    def own(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias in a dtype."""
+        if self.affine == "none":
+            return None, None  # a module's attributes are slow
+        weight, bias = self.weight, self.bias
+        return None if weight is None else weight.to(dtype), None if bias is None else bias.to(
+            dtype
+        )
+
+    def check(self, x: Tensor) -> None:
+        """Check the features' channels, and that there is something to average over.
+
+        Raises:
+            ShapeError: other channels, or one element alone.
+        """
+        _check_channels(x, self.features, self.channel_dim)
+        if self.kind in {"group", "instance"}:
+            _enough(self.kind, x, math.prod(x.shape[1:]) // self.groups)
+
+    def is_bare(self) -> bool:
+        """Whether nobody listens to its calls, so that a pass may do its work."""
+        return not (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+        )
 
     def extra_repr(self) -> str:
         """The kind and the sizes."""
@@ -156,6 +189,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
                 if held is not new:
                     held.copy_(new)
         return in_layout_of(input, y.to(input.dtype).movedim(1, self.channel_dim))
+
+
+def layer_normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Layer norm over the last dim; torch's is faster with an affine of 1 and 0 than with none."""
+    shape = x.shape[-1:]
+    if weight is None and is_eager(x) and x.dtype == torch.float32 and x.numel() > SMALL:
+        weight, bias = torch.ones(shape, device="cpu"), torch.zeros(shape, device="cpu")
+    return F.layer_norm(x, shape, weight, bias, eps)
 
 
 def _check_channels(x: Tensor, features: int, channel_dim: int) -> None:

@@ -15,6 +15,7 @@ from condmod.functional import (
     featurewise_affine,
     fill,
     gated_residual,
+    gated_residual_affine,
     reset_constant,
 )
 
@@ -58,6 +59,18 @@ def exit_gated(
 ) -> Tensor:
     """X plus the gated output of the sublayer."""
     return gated_residual(x, y, modulation.gate, self.site.channel_dim, where=self.where)
+
+
+def between_gated(
+    self: Normed,
+    x: Tensor,
+    y: Tensor,
+    one: tuple[ScaleShiftGate, condmod.Sublayer | None],
+    other: tuple[ScaleShiftGate, condmod.Sublayer | None],
+) -> tuple[Tensor, Tensor]:
+    """X plus the gated output, and that normed and modulated, in one pass where a kernel can."""
+    affine, dim = (other[0].scale, other[0].shift), self.site.channel_dim
+    return gated_residual_affine(x, y, one[0].gate, affine, dim, norm=self.norm, where=self.where)
 
 
 def prepare_silu(self: condmod.Component[Any, Any], condition: condmod.Condition) -> Tensor:

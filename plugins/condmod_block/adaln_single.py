@@ -12,6 +12,7 @@ from condmod_block._around import (
     Eps,
     Parts,
     Trunk,
+    between_gated,
     closed,
     enter_normed,
     exit_gated,
@@ -66,6 +67,7 @@ class AdaLNSingle(condmod.SublayerModulator[AdaLNSingleConfig, ScaleShiftGate]):
     kinds = frozenset({"global", "aligned", "rows"})
     enter = enter_normed
     exit = exit_gated
+    between = between_gated
 
     def __init__(self, config: AdaLNSingleConfig, site: condmod.Site) -> None:
         super().__init__(config, site)

@@ -11,6 +11,7 @@ from condmod.functional import (
     blank_linear,
     featurewise_scale,
     gated_residual,
+    gated_residual_affine,
     normalisation,
     reset_constant,
     same_shape,
@@ -98,3 +99,24 @@ class AdaLNZero(condmod.SublayerModulator[AdaLNZeroConfig, ScaleShiftGate]):
         same_shape(x, y, self.where)
         scale: Literal["raw", "one_plus"] = "raw" if form == "linear" else "one_plus"
         return featurewise_scale(y, modulation.gate, dim, form=scale, where=self.where)
+
+    def between(
+        self,
+        x: Tensor,
+        y: Tensor,
+        one: tuple[ScaleShiftGate, condmod.Sublayer | None],
+        other: tuple[ScaleShiftGate, condmod.Sublayer | None],
+    ) -> tuple[Tensor, Tensor]:
+        """Gate, residual, norm and affine in one pass where a kernel can."""
+        if not self.config.residual:
+            return super().between(x, y, one, other)
+        return gated_residual_affine(
+            x,
+            y,
+            one[0].gate,
+            (other[0].scale, other[0].shift),
+            self.site.channel_dim,
+            gate_form=self.config.gate,
+            norm=self.norm,
+            where=self.where,
+        )

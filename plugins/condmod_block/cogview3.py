@@ -4,7 +4,14 @@ from typing import Literal
 
 import condmod
 from condmod.functional import ScaleShiftGate, blank_linear, normalisation, reset_constant
-from condmod_block._around import Eps, enter_normed, exit_gated, prepare_silu, unpack_parts
+from condmod_block._around import (
+    Eps,
+    between_gated,
+    enter_normed,
+    exit_gated,
+    prepare_silu,
+    unpack_parts,
+)
 
 
 class CogView3Config(condmod.ModulatorConfig):
@@ -46,6 +53,7 @@ class CogView3(condmod.SublayerModulator[CogView3Config, ScaleShiftGate]):
     generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
+    between = between_gated
 
     def __init__(self, config: CogView3Config, site: condmod.Site) -> None:
         super().__init__(config, site)

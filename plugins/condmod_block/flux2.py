@@ -7,7 +7,7 @@ from torch import nn
 
 import condmod
 from condmod.functional import ScaleShiftGate, normalisation
-from condmod_block._around import Eps, Parts, Trunk, enter_normed, exit_gated, split
+from condmod_block._around import Eps, Parts, Trunk, between_gated, enter_normed, exit_gated, split
 
 
 class Flux2Config(condmod.ModulatorConfig):
@@ -42,6 +42,7 @@ class Flux2(condmod.SublayerModulator[Flux2Config, ScaleShiftGate]):
     kinds = frozenset({"global", "aligned", "rows"})
     enter = enter_normed
     exit = exit_gated
+    between = between_gated
 
     def __init__(self, config: Flux2Config, site: condmod.Site) -> None:
         super().__init__(config, site)

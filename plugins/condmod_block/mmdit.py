@@ -4,7 +4,15 @@ from typing import Literal
 
 import condmod
 from condmod.functional import ScaleShiftGate, blank_linear, normalisation, reset_constant
-from condmod_block._around import Eps, Parts, enter_normed, exit_gated, prepare_silu, unpack_parts
+from condmod_block._around import (
+    Eps,
+    Parts,
+    between_gated,
+    enter_normed,
+    exit_gated,
+    prepare_silu,
+    unpack_parts,
+)
 
 
 class MMDiTConfig(condmod.ModulatorConfig):
@@ -47,6 +55,7 @@ class MMDiT(condmod.SublayerModulator[MMDiTConfig, ScaleShiftGate]):
     generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
+    between = between_gated
 
     def __init__(self, config: MMDiTConfig, site: condmod.Site) -> None:
         super().__init__(config, site)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import condmod
 from condmod.functional import ScaleShiftGate, blank_linear, normalisation, reset_constant
-from condmod_block._around import Eps, enter_normed, exit_gated, prepare_silu, split
+from condmod_block._around import Eps, between_gated, enter_normed, exit_gated, prepare_silu, split
 
 
 class SD35Config(condmod.ModulatorConfig):
@@ -47,6 +47,7 @@ class SD35(condmod.SublayerModulator[SD35Config, ScaleShiftGate]):
     generate = condmod.generate_linear
     enter = enter_normed
     exit = exit_gated
+    between = between_gated
 
     def __init__(self, config: SD35Config, site: condmod.Site) -> None:
         super().__init__(config, site)

@@ -11,6 +11,7 @@ from condmod.functional import ScaleShiftGate, normalisation
 from condmod_block._around import (
     Eps,
     Trunk,
+    between_gated,
     closed,
     enter_normed,
     exit_gated,
@@ -62,6 +63,7 @@ class Wan(condmod.SublayerModulator[WanConfig, ScaleShiftGate]):
     parts = 2
     enter = enter_normed
     exit = exit_gated
+    between = between_gated
 
     def __init__(self, config: WanConfig, site: condmod.Site) -> None:
         super().__init__(config, site)

@@ -1,6 +1,6 @@
 """FiLM in its textbook form."""
 
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 from pydantic import model_validator
 from torch import Tensor
@@ -76,8 +76,8 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
 
     def prepare(self, condition: condmod.Condition) -> Tensor:
         """What the projection reads."""
-        prepared: Tensor = self.hidden(self.accept(condition))
-        return prepared
+        accepted = self.accept(condition)
+        return cast(Tensor, self.hidden(accepted)) if self.config.hidden else accepted
 
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""

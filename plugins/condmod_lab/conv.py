@@ -1,6 +1,7 @@
 """A convolutional body: residual blocks of two convolutions, channels first."""
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -79,10 +80,14 @@ class ConvBody(nn.Module):
         self.exit = nn.Conv2d(channels, image_channels, 3, padding=1)
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], condition: Condition
+        self,
+        x: Float[Tensor, "B C H W"],
+        condition: Condition,
+        made: Mapping[str, Any] | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Images (B, C, H, W) and what the places take to images of the same shape."""
+        """Images (B, C, H, W) and what the places take, or have made, to images of that shape."""
         h = self.entry(x)
-        for block, place in zip(self.blocks, generate(self.bank, h, condition), strict=True):
+        places = generate(self.bank, h, condition, made)
+        for block, place in zip(self.blocks, places, strict=True):
             h = block(h, place)
         return cast(Tensor, self.exit(h))

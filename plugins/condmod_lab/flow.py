@@ -51,6 +51,12 @@ def guided(
     return torch.lerp(null, conditional, guidance)
 
 
+def times(steps: int, like: Tensor) -> Float[Tensor, " N"]:
+    """The left ends of equal steps from t = 0 to t = 1, with the dtype and device of `like`."""
+    ends = [step / steps for step in range(steps)]
+    return torch.tensor(ends, dtype=like.dtype, device=like.device)
+
+
 @torch.no_grad()
 def draw(
     velocity: Velocity,
@@ -77,7 +83,7 @@ def draw(
     if present is None:
         present = torch.ones_like(labels, dtype=torch.bool)
     x = noise
-    for step in range(steps):
-        t = torch.full_like(labels, step / steps, dtype=x.dtype)
+    for time in times(steps, x):
+        t = time.expand(len(labels))
         x = x + guided(velocity, x, t, labels, present, guidance) / steps
     return x.clamp(-1, 1)

@@ -71,8 +71,13 @@ class Network(nn.Module):
 
     def condition(self, t: Tensor, labels: Tensor, present: Tensor) -> Condition:
         """What every place is given: the embedding (B, D), or the signals by their names."""
-        signals: Condition = {"time": t, "label": Signal(labels, present=present)}
+        signals = signals_of(t, labels, present)
         return signals if self.encoder is None else cast(Condition, self.encoder(signals))
+
+
+def signals_of(t: Tensor, labels: Tensor, present: Tensor) -> Condition:
+    """Time and class by the names that encoders know them by."""
+    return {"time": t, "label": Signal(labels, present=present)}
 
 
 def build(config: TrainConfig, classes: int, shape: tuple[int, int, int]) -> Network:

@@ -1,7 +1,7 @@
 """The places of a network: one bank of modulators, which a spec fills."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -105,18 +105,22 @@ def check_parts(bank: Bank, sublayers: str) -> None:
         )
 
 
-def generate(bank: Bank, x: Tensor, condition: Condition) -> list[Place]:
+def generate(
+    bank: Bank, x: Tensor, condition: Condition, made: Mapping[str, Any] | None = None
+) -> list[Place]:
     """Every place with its modulation, all generated at once.
 
     Args:
         bank: what fills the places.
         x: features as the first place gets them; all places get this shape.
         condition: what every place is given.
+        made: every place's modulation by name, where it is known; nothing is generated then.
 
     Raises:
         ShapeError: features and condition do not belong together; says the first place.
         ConditionError: the condition's content is wrong.
     """
-    bank[bank.names[0]].match(x, condition)
-    modulations = bank(condition)
-    return [(bank[name], modulations[name]) for name in bank]
+    if made is None:
+        bank[bank.names[0]].match(x, condition)
+        made = bank(condition)
+    return [(bank[name], made[name]) for name in bank]

@@ -1,7 +1,7 @@
 """A transformer body: attention and feed-forward over patches of an image, channels last."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -102,15 +102,18 @@ class TransformerBody(nn.Module):
         self.exit = nn.Linear(section.channels, values)
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], condition: Condition
+        self,
+        x: Float[Tensor, "B C H W"],
+        condition: Condition,
+        made: Mapping[str, Any] | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Images (B, C, H, W) and what the places take to images of the same shape."""
+        """Images (B, C, H, W) and what the places take, or have made, to images of that shape."""
         patches = rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=self.patch, q=self.patch)
         _, height, width, _ = patches.shape
         tokens = self.entry(patches.flatten(1, 2))
         waves = positions(height, width, tokens.shape[-1], x.device)
         tokens = tokens + waves.to(self.entry.weight.dtype)
-        places = generate(self.bank, tokens, condition)
+        places = generate(self.bank, tokens, condition, made)
         each = len(places) // len(self.blocks)
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, places[each * index : each * (index + 1)])

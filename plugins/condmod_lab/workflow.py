@@ -28,6 +28,7 @@ from condmod_lab.network import Network
 from condmod_lab.order import held_out_draws
 from condmod_lab.progress import tell
 from condmod_lab.run_folder import Into, RunFolder, facts_of
+from condmod_lab.scheduling import schedule_of, scheduled
 from condmod_lab.sections import SamplingConfig
 from condmod_lab.state import trained
 from condmod_lab.training import check_batch, train
@@ -189,6 +190,8 @@ def draw_images(
 ) -> Float[Tensor, "B C H W"]:
     """Draw one image for each label, with the noise of `seed`; on the CPU.
 
+    Where that is less work, all modulations are generated first, once for each step and class.
+
     Args:
         net: a trained network.
         labels: (B,), the class of each image.
@@ -198,21 +201,25 @@ def draw_images(
         present: False draws under the null condition, whatever the labels say.
     """
     device = next(net.parameters()).device
-    noise = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(seed))
-    drawn = [
-        draw(
-            net,
-            some_noise.to(device),
-            some_labels.to(device),
-            present=torch.full_like(some_labels, present, dtype=torch.bool, device=device),
-            steps=sampling.steps,
-            guidance=sampling.guidance,
-        )
-        for some_noise, some_labels in zip(
-            torch.split(noise, _CHUNK), torch.split(labels, _CHUNK), strict=True
-        )
-    ]
-    return torch.cat(drawn).cpu()
+    start = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(seed))
+    noise, labels = start.to(device), labels.to(device)
+    table = schedule_of(net, noise, labels, sampling, present=present)
+    velocity = net if table is None else scheduled(net, table)
+    with table or nullcontext():
+        chunks = [
+            draw(
+                velocity,
+                some_noise,
+                some_labels,
+                present=torch.full_like(some_labels, present, dtype=torch.bool),
+                steps=sampling.steps,
+                guidance=sampling.guidance,
+            )
+            for some_noise, some_labels in zip(
+                torch.split(noise, _CHUNK), torch.split(labels, _CHUNK), strict=True
+            )
+        ]
+    return torch.cat(chunks).cpu()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,11 @@ def benchmark(monkeypatch):
     return load
 
 
-def run(script, *arguments):
+def run(script, *arguments, **environment):
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}.py", *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=240,
@@ -40,7 +40,7 @@ def run(script, *arguments):
 @pytest.mark.parametrize(
     ("script", "arguments", "rows"),
     [
-        ("passes", ["--eager"], {"rows": 42, "calls": 2}),
+        ("passes", ["--eager"], {"rows": 60, "calls": 2}),
         ("generation", [], {"stages": 2, "steps": 2}),
     ],
 )
@@ -54,6 +54,18 @@ def test_a_benchmark_prints_its_rows_and_writes_them(script, arguments, rows, tm
     for part in rows.keys() - {"calls"}:
         for row in found[part]:
             assert all(goal["of"] in row["faster"] for goal in row["goals"])
+
+
+def test_what_a_gpu_is_to_measure_runs_by_the_interpreter(tmp_path):
+    file = tmp_path / "found.json"
+    options = ["--tiny", "--rounds", "1", "--json", str(file)]
+    said = run("gpu", *options, TRITON_INTERPRET="1")
+    rows = json.loads(file.read_text())["rows"]
+    assert len(said.splitlines()) == len(rows) == 10
+    assert {row["pass"] for row in rows} == {"film", "adaln", "ada_rms", "gate", "joined"}
+    for row in rows:
+        assert row["errors"].keys() == {"written", "condmod", "condmod triton"}
+        assert "condmod triton than written" in row["faster"]
 
 
 def test_the_attachments_benchmark_runs(benchmark):

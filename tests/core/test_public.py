@@ -106,6 +106,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(
 
 
 ERRORS = {
+    "BackendError": RuntimeError,
     "SpecError": ValueError,
     "UnknownNameError": LookupError,
     "SiteError": ValueError,

@@ -227,6 +227,17 @@ def test_a_row_that_is_not_there_is_refused_with_the_range(index, got):
     )
 
 
+@pytest.mark.parametrize("rows", [(1, 3, 4), (2, 4), (3, 3, 4)])
+def test_rows_of_another_batch_than_their_index_are_refused(rows):
+    leaf = Indexed(torch.zeros(rows), torch.zeros(2, 5, dtype=torch.long))
+    with pytest.raises(ShapeError) as caught:
+        align(torch.zeros(2, 5, 4), leaf)
+    assert str(caught.value) == (
+        "an indexed modulation is rows (B, R, C) and an index (B, *positions); got "
+        f"{rows} and (2, 5)"
+    )
+
+
 def test_a_constant_start_gives_each_share_its_value():
     layer = blank_linear(3, 6)
     reset_constant(layer, (0, 1, -1))
