@@ -257,7 +257,7 @@ def test_who_listens_to_a_norm_still_hears_it_and_may_keep_what_it_gave():
     norm, heard = norm_of("layer", 8, -1, "none"), []
     norm.register_forward_hook(lambda module, given, out: heard.append(out))
     x, pair, _ = drawn((1, 5, 8), "global", -1, torch.float32)
-    featurewise_affine(x, pair, norm=norm)
+    featurewise_affine(x, tuple(pair), norm=norm)
     (kept,) = heard
     torch.testing.assert_close(kept, norm.forward(x))
 
