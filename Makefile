@@ -23,7 +23,7 @@ test: lint types docs typed
 
 # The shapes that annotations promise, checked as functions run (which torch.compile cannot trace).
 typed: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/functional tests/plugins -k 'not compile and not are_not_floating and not gives_no_tensor and not is_not_known and not interpreter' \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 tests/functional tests/plugins -k 'not compile and not are_not_floating and not gives_no_tensor and not is_not_known and not interpreter and not traced' \
 	  --jaxtyping-packages=condmod.functional,condmod.modulator,beartype.beartype
 
 # The fast loop: lint, types, and the tests that differ from the last commit.

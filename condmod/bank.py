@@ -15,6 +15,7 @@ from condmod.linear import LinearGenerator, generate_linear, indexed
 from condmod.site import Condition, Shared, Signal, Site
 from condmod.spec import nearest
 
+_STEPS = ("generate", "prepare", "unpack")
 _RESERVED = frozenset(dir(nn.ModuleDict()))
 
 
@@ -65,11 +66,16 @@ class Bank(nn.Module):
             modulators = cast("Iterable[Component[Any, Any]]", self.modulators.values())
             own = dict(zip(self.names, modulators, strict=True))
             # what stands in front of a `generate` (condmod.inspect, FSDP2's own) is to be called
-            if self._together and not any("generate" in vars(module) for module in own.values()):
+            if self._together and all(map(self._is_as_made, own.values())):
                 return _generate_together(own, condition)
             return {name: module.generate(condition) for name, module in own.items()}
         shared = Shared(self.shared(self._accepted(condition)))
         return {name: indexed(self[name].generate(shared), condition) for name in self}
+
+    def _is_as_made(self, module: Component[Any, Any]) -> bool:
+        """Whether a modulator is the bank's own, with nothing in front of its steps."""
+        own = vars(module)
+        return module.config is self.config and not any(step in own for step in _STEPS)
 
     def _accepted(self, condition: Condition) -> Any:
         """The condition as the first site takes it, and so as all of them do."""

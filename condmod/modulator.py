@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -66,6 +66,11 @@ class SublayerModulator(Component[ConfigT, tuple[ModulationT, ...]]):
     reads_weight: ClassVar[bool] = False
     parts: int = 1
     reads: tuple[int, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "between" not in cls.__dict__ and cls.__dict__.keys() & {"enter", "exit"}:
+            cls.between = SublayerModulator.between  # type: ignore[method-assign]  # not the parent's
 
     @classmethod
     def refuses_layer(cls, layer: nn.Module) -> str:  # noqa: ARG003

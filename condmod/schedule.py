@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from itertools import groupby
 from math import prod
+from threading import get_ident
 from typing import Any, Final, cast
 
 import torch
@@ -31,10 +33,11 @@ class Schedule:
     where one has changed. In a `with schedule:` block, as around the steps of a sampler, that is
     done at its beginning, and inside only signs of a change are looked at: an optimiser's step,
     other modules or tensors, versions, places in memory, autocast. A write through
-    `parameter.data` leaves no sign, and counts from the next block on.
+    `parameter.data` or a view of numpy leaves no sign, and counts from the next block on. What a
+    module holds beside parameters, buffers and modules, such as hooks, is not watched.
 
-    On a GPU a lookup waits for nothing and reads the same memory each time, also after the table
-    was filled anew, so it can be part of a CUDA graph.
+    On a GPU a lookup inside a block waits for nothing and reads the same memory each time, also
+    after the table was filled anew, so it can be part of a CUDA graph.
 
     Args:
         module: turns the condition into modulations, such as a bank, the bank of an attachment, or
@@ -63,7 +66,7 @@ class Schedule:
         self._tables: dict[torch.dtype, Tensor] = {}
         self._kept: list[Tensor] = []
         self._signs: tuple[Any, Any] = ((), ())
-        self._blocks = 0
+        self._blocks: Counter[int] = Counter()
         self._fill()
 
     def __call__(self, condition: Condition) -> Any:
@@ -105,11 +108,11 @@ class Schedule:
     def __enter__(self) -> Schedule:
         """Compare the weights now, and within the block look at signs alone."""
         self._check(trusted=False)
-        self._blocks += 1
+        self._blocks[get_ident()] += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._blocks -= 1
+        self._blocks[get_ident()] -= 1
 
     def __str__(self) -> str:
         """Its memory, and when it pays: a count, not a time."""
@@ -134,7 +137,8 @@ class Schedule:
         """Fill the table anew where what it was filled by has changed."""
         modules, weights = _state(self.module)
         signs = _signs(modules, weights)
-        if signs == self._signs and trusted and self._blocks:
+        seen = all(version >= 0 for _, version in signs[1][1])  # inference tensors have none
+        if signs == self._signs and trusted and seen and self._blocks[get_ident()]:
             return
         same = signs[0] == self._signs[0] and len(weights) == len(self._kept)
         if same and all(map(_equal, weights, self._kept)):
@@ -149,11 +153,12 @@ class Schedule:
 
     def _fill(self) -> None:
         """Generate every row, into the memory of the former table where that fits."""
-        self._note(*_state(self.module))
-        device = next((weight.device for weight in self._weights), None)
+        self._signs = ((), ())  # if anything fails, the next lookup begins anew
+        modules, weights = _state(self.module)
+        device = next((weight.device for weight in weights), None)
         with torch.inference_mode(False), torch.no_grad():
             self._values = {name: key.to(device) for name, key in self._values.items()}
-            self._kept = [weight.detach().clone() for weight in self._weights]
+            self._kept = [weight.detach().clone() for weight in weights]
             values = self._values.values()
             places = [torch.arange(len(key), device=key.device) for key in values]
             grid = torch.meshgrid(*places, indexing="ij")
@@ -165,6 +170,7 @@ class Schedule:
             made = self.module(filled(self.keys, columns))
             self._tabulate(list(leaves(made)))
         self._made = filled(made, (leaf.new_empty(0) for leaf in leaves(made)))
+        self._note(modules, weights)
 
     def _tabulate(self, made: list[Tensor]) -> None:
         """Put what was generated side by side, leaves of one dtype in one table."""

@@ -26,7 +26,7 @@ from condmod.functional.layout import (
     widest,
 )
 from condmod.functional.norms import Norm
-from condmod.functional.parts import GateForm, Indexed, Leaf, ScaleForm, read
+from condmod.functional.parts import PLUS, GateForm, Indexed, Leaf, ScaleForm, read
 
 Vectors = tuple[Tensor | None, Tensor | None]
 
@@ -34,9 +34,6 @@ LARGE = 1 << 18
 """Elements of a sample from which half precision is widened within an op alone."""
 SAMPLE = 1 << 14
 """Elements of a sample from which it is worth a norm of its own."""
-
-
-_PLUS = {"raw": 0, "one_plus": 1}
 
 
 class Affine(NamedTuple):
@@ -82,8 +79,8 @@ class Affine(NamedTuple):
         if self.scale is None:
             return None, wide[0]
         shift = None if self.shift is None else wide[1]
-        if self.residual and self.form in _PLUS:
-            return wide[0] + (_PLUS[self.form] + 1), shift
+        if self.residual and self.form in PLUS:
+            return wide[0] + (PLUS[self.form] + 1), shift
         factor = read(self.form, wide[0])
         return factor + 1 if self.residual else factor, shift
 
@@ -132,7 +129,7 @@ def plain_gate(x: Tensor, y: Tensor, by: Affine) -> Tensor:
     factor, _ = by.read(by.views(x), h.dtype)
     assert factor is not None
     branch = widened(y, by.norm, by.where).to(h.dtype)
-    if is_recorded(h, branch, factor):  # addcmul's backward has a pass more
+    if is_recorded(h, branch, factor) and h.is_contiguous():  # addcmul's backward has a pass more
         joined = branch * factor
         joined = joined.add_(h) if is_eager(joined) else joined + h
     else:
@@ -171,20 +168,23 @@ def _scaled(h: Tensor, by: Affine, views: Sequence[Tensor], *, own: bool = False
 def _global(x: Tensor, by: Affine, views: Sequence[Tensor]) -> Tensor | None:
     """One vector per sample: a norm's own affine does it, or that of a batch norm at rest."""
     norm, first = by.norm, by.channel_dim == 1
-    half, recorded, each = x.dtype in HALVES, is_recorded(x, *views), x[0].numel()
+    half, each = x.dtype in HALVES, x[0].numel()
     if norm is None:
         if first:
             return _by_channels(x, by, views)
         wide = half and not _keeps_halves(x, by, views)
-        return _by_rows(x, by, views) if wide and (recorded or each > LARGE) else None
+        return _by_rows(x, by, views) if wide and each > LARGE else None
     if type(norm) is not Norm or not norm.is_bare():
         return None
     if norm.kind in {"group", "instance"} and first:
         return _by_groups(x, by, views, norm)
+    if norm.kind != "layer" or first:
+        return None
+    recorded = is_recorded(x, *views, *norm.own(x.dtype))
+    if half and recorded:  # torch sums the gradients of a layer norm's affine in half precision
+        return None
     apart = len(x) == 1 or (each >= SAMPLE and (recorded or half))
-    if norm.kind == "layer" and not first and apart:
-        return _by_samples(x, by, views, norm)
-    return None
+    return _by_samples(x, by, views, norm) if apart else None
 
 
 def _by_channels(x: Tensor, by: Affine, views: Sequence[Tensor]) -> Tensor:
@@ -219,7 +219,7 @@ def _by_samples(x: Tensor, by: Affine, views: Sequence[Tensor], norm: Norm) -> T
 
 def _by_rows(x: Tensor, by: Affine, views: Sequence[Tensor]) -> Tensor:
     """Channels last: as `_by_channels`, for each sample; its float32 never leaves the registers."""
-    zeros = torch.zeros(x.shape[-1], device="cpu")
+    zeros = torch.zeros(x.shape[-1], device="cpu", dtype=torch.float32)
     ones = torch.ones_like(zeros)
 
     def run(one: Tensor, factor: Tensor, shift: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from condmod.functional import kernels
 from condmod.functional.eager import Affine
 from condmod.functional.layout import align, widest
 from condmod.functional.norms import Norm
-from condmod.functional.parts import Indexed, Leaf, read
+from condmod.functional.parts import PLUS, Indexed, Leaf, read
 
 
 class Operands(NamedTuple):
@@ -21,9 +21,6 @@ class Operands(NamedTuple):
     shift: Tensor | None
     index: Tensor | None  # type: ignore[assignment]  # hides tuple.index
     plus: float
-
-
-_PLUS = {"raw": 0.0, "linear": 0.0, "one_plus": 1.0}
 
 
 def affine(x: Tensor, by: Affine) -> Tensor | None:
@@ -103,8 +100,8 @@ def _operands(x: Tensor, by: Affine) -> Operands | None:
     elif by.shift is not None and other is not index:
         return None
     wide = widest(x.dtype)
-    plus = _PLUS.get(by.form, 0.0) + by.residual
-    if scale is not None and by.form not in _PLUS:
+    plus = PLUS.get(by.form, 0.0) + by.residual
+    if scale is not None and by.form not in PLUS:
         scale = read(by.form, scale.to(wide))
     weight, bias = norm.own(wide) if isinstance(norm, Norm) else (None, None)
     if weight is None:

@@ -136,7 +136,9 @@ class Norm(nn.Module):
     def is_bare(self) -> bool:
         """Whether nobody listens to its calls, so that a pass may do its work."""
         return not (
-            self._forward_hooks
+            "forward" in self.__dict__
+            or nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+            or self._forward_hooks
             or self._forward_pre_hooks
             or self._backward_hooks
             or self._backward_pre_hooks
@@ -195,7 +197,8 @@ def layer_normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: flo
     """Layer norm over the last dim; torch's is faster with an affine of 1 and 0 than with none."""
     shape = x.shape[-1:]
     if weight is None and is_eager(x) and x.dtype == torch.float32 and x.numel() > SMALL:
-        weight, bias = torch.ones(shape, device="cpu"), torch.zeros(shape, device="cpu")
+        weight = torch.ones(shape, dtype=x.dtype, device="cpu")
+        bias = torch.zeros_like(weight)
     return F.layer_norm(x, shape, weight, bias, eps)
 
 
@@ -210,7 +213,8 @@ def _channels_first(x: Tensor, channel_dim: int) -> Tensor:
     first = x.movedim(channel_dim, 1)
     if x.device.type == "cpu" and torch.is_grad_enabled() and not x.requires_grad:
         # torch 2.13's CPU backward crashes on channels-last features that need no gradient
-        first = first.contiguous()
+        layout = torch.contiguous_format  # which one channel has by name, not by its strides
+        first = first.contiguous() if first.shape[1] > 1 else first.clone(memory_format=layout)
     return first
 
 

@@ -26,6 +26,9 @@ _FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid_one_minus": lambda value: torch.sigmoid(1 - value),
 }
 
+PLUS = {"raw": 0.0, "linear": 0.0, "one_plus": 1.0}
+"""What is added to a scale or gate, where that is all."""
+
 
 class Indexed(NamedTuple):
     """A leaf as rows of a table with the row of each position, where many positions share few.

@@ -76,8 +76,8 @@ class Film(condmod.Modulator[FilmConfig, ScaleShift]):
 
     def prepare(self, condition: condmod.Condition) -> Tensor:
         """What the projection reads."""
-        accepted = self.accept(condition)
-        return cast(Tensor, self.hidden(accepted)) if self.config.hidden else accepted
+        accepted, hidden = self.accept(condition), self.hidden
+        return cast(Tensor, hidden(accepted)) if len(hidden) else accepted
 
     def unpack(self, projected: Tensor) -> ScaleShift:
         """The projection's output as scale and shift."""

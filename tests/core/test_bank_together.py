@@ -270,3 +270,26 @@ def test_a_copy_of_a_bank_generates_from_its_own_weights():
     assert differs(twin, condition) == []
     before, after = (leaves(one(condition).values()) for one in (twin, bank))
     assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("step", ["prepare", "unpack"])
+def test_a_step_that_someone_has_put_in_front_is_taken(step: str):
+    bank = condmod.create_bank("film", {"a": condmod.Site(4, 3), "b": condmod.Site(4, 3)})
+    taken: list[str] = []
+    inner = getattr(bank["b"], step)
+
+    def own(given: Any) -> Any:
+        taken.append(step)
+        return inner(given)
+
+    setattr(bank["b"], step, own)
+    bank(torch.randn(2, 3))
+    assert taken == [step]
+
+
+def test_a_modulator_in_the_place_of_another_generates_by_itself():
+    bank = condmod.create_bank("film", {"a": condmod.Site(4, 3), "b": condmod.Site(4, 3)})
+    bank.modulators["b"] = condmod.create("film(hidden=[5])", features=4, condition_dim=3)
+    c = torch.randn(2, 3)
+    for got, wanted in zip(bank(c)["b"], bank["b"].generate(c), strict=True):
+        assert torch.equal(got, wanted)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -457,3 +458,49 @@ def test_modulations_that_are_looked_up_go_into_compiled_code():
         torch.testing.assert_close(step(x, table(TIMES[:2])["a"]), want)
         torch.testing.assert_close(whole(x, TIMES[:2]), want)
         bank["a"].proj.bias.data.add_(1)
+
+
+@torch.no_grad()
+def test_a_fill_that_fails_is_made_up_for_at_the_next_lookup():
+    module = generator()
+    table = Schedule(module, KEYS)
+    for parameter in module.parameters():
+        parameter.mul_(2)
+    forward = module[0].forward
+
+    def stopped(condition: Any) -> Any:
+        raise KeyboardInterrupt
+
+    module[0].forward = stopped
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            table(ASKED)
+    module[0].forward = forward
+    assert same(table(ASKED), module(ASKED))
+
+
+@torch.no_grad()
+def test_a_block_is_of_its_thread():
+    module = generator()
+    table, found = Schedule(module, KEYS), []
+
+    def other() -> None:
+        with torch.no_grad():
+            found.append(table(ASKED))
+
+    with table:
+        next(module.parameters()).data.mul_(2)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert same(found[0], module(ASKED))
+
+
+def test_inference_tensors_have_no_signs_and_are_compared():
+    with torch.inference_mode():
+        module = generator()
+        table = Schedule(module, KEYS)
+        with table:
+            for parameter in module.parameters():
+                parameter.mul_(2)
+            assert same(table(ASKED), module(ASKED))

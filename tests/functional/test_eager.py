@@ -337,3 +337,87 @@ def test_other_channels_than_the_norms_are_refused_with_the_place(kind, dim, wha
     assert str(caught.value) == (
         f"the norm is over 8 channels at dim {dim}; got (2, 6, 6) in adaln at 'a'"
     )
+
+
+SUMS = [("layer", "global", -1), ("layer", "rows", -1), ("none", "rows", -1), ("none", "global", 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "leaf", "dim"), [*SUMS, ("group", "global", 1)])
+def test_sums_over_many_positions_lose_nothing_in_half_precision(kind, leaf, dim, dtype):
+    x, pair, made = drawn((2, 4096, 8), leaf, dim, dtype)
+    norm = norm_of(kind, 8, dim, "none" if leaf == "rows" else "both")
+    y = featurewise_affine(x, tuple(map(made, pair)), dim, norm=norm)
+    weights = [] if norm is None else list(norm.parameters())
+    got = torch.autograd.grad(y, [pair[1], *weights], torch.ones_like(y))
+    if leaf == "global":
+        torch.testing.assert_close(got[0].float(), torch.full((2, 8), 4096.0))
+    else:
+        assert (got[0].float().sum(1) - 4096).abs().max() < 32
+    if weights:
+        factor = 1 + pair[0].detach().float()
+        torch.testing.assert_close(got[2].float(), 4096 * factor.sum(0), rtol=1e-2, atol=1.0)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_of_torch_does_not_matter(default):
+    halves, *_ = drawn((3, 5, 8), "global", -1, torch.bfloat16)
+    x, pair, _ = drawn((3, 5, 8), "global", -1, torch.float32)
+    low = tuple(value.bfloat16() for value in pair)
+    norm = normalisation("layer", 8)
+
+    def run():
+        with torch.no_grad():
+            yield featurewise_affine(x, tuple(pair), norm=norm)
+            yield featurewise_affine(halves, low)
+            yield norm(x)
+
+    want = list(run())
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        got = list(run())
+    finally:
+        torch.set_default_dtype(before)
+    assert all(map(torch.equal, got, want))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(("kind", "dim"), [("group", 1), ("layer", -1), ("none", 1)])
+def test_a_traced_pass_serves_another_batch(kind, dim):
+    norm = norm_of(kind, 8, dim, "none")
+
+    def run(x, scale, shift):
+        return featurewise_affine(x, (scale, shift), dim, norm=norm)
+
+    def inputs(batch):
+        x, pair, _ = drawn((batch, 5, 8), "global", dim, torch.float32)
+        return x, *pair
+
+    traced = torch.jit.trace(run, inputs(1))
+    torch.testing.assert_close(traced(*inputs(5)), run(*inputs(5)))
+
+
+@torch.no_grad()
+def test_who_listens_to_every_module_hears_a_norm():
+    norm, heard = norm_of("layer", 8, -1, "none"), []
+    x, pair, _ = drawn((1, 5, 8), "global", -1, torch.float32)
+    handle = nn.modules.module.register_module_forward_hook(lambda *call: heard.append(call[0]))
+    try:
+        featurewise_affine(x, tuple(pair), norm=norm)
+    finally:
+        handle.remove()
+    assert heard == [norm]
+    norm.forward = lambda h: h * 0 + 3
+    shift = pair[1][:, None].expand(1, 5, 8)
+    got = featurewise_affine(x, (torch.zeros_like(pair[0]), pair[1]), norm=norm)
+    torch.testing.assert_close(got, 3 + shift)
+
+
+def test_many_small_samples_are_not_taken_one_by_one(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(eager, "_stacked", None)
+    x, pair, _ = drawn((512, 16, 64), "global", -1, torch.bfloat16)
+    featurewise_affine(x, tuple(pair), norm=norm_of("layer", 64, -1, "none"))
+    featurewise_affine(x, tuple(pair))

@@ -274,3 +274,9 @@ def test_sync_batch_norm_takes_over_a_batch_norm_with_its_state():
         assert torch.equal(value, ours.state_dict()[name])
     x = torch.randn(2, 6, 4)
     torch.testing.assert_close(synced.eval()(x), ours.eval()(x))
+
+
+def test_one_channel_at_the_end_that_needs_no_gradient_is_normed():
+    norm = normalisation("instance", 1, -1, affine="weight")
+    norm(torch.randn(3, 2, 2, 3, 1)).sum().backward()
+    assert norm.weight.grad.shape == (1,)

@@ -63,6 +63,18 @@ class Stages(condmod.SublayerModulator[StagesConfig, Shift]):
         return x + y
 
 
+def test_a_class_that_changes_a_half_alone_is_not_passed_over_between_parts():
+    class Own(type(create("mmdit", features=16, condition_dim=16))):
+        def enter(self, x: Tensor, modulation: Any, sublayer: Any) -> Tensor:
+            return torch.full_like(x, 5.0)
+
+    ours = Own(condmod.configure("mmdit"), condmod.Site(16, 16))
+    sublayers = [Recorded(2.0), Recorded(3.0)]
+    ours(X, torch.randn(2, 16), *sublayers)
+    for sublayer in sublayers:
+        assert torch.equal(sublayer.read, torch.full_like(X, 5.0))
+
+
 def test_a_part_reads_the_features_before_the_part_that_reads_names():
     registry = Registry([])
     registry.register(Stages)
