@@ -113,8 +113,12 @@ def is_eager(x: Tensor) -> bool:
 
 
 def is_recorded(*tensors: Tensor | None) -> bool:
-    """Whether autograd records what is done with them."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether autograd records what is done with them; a trace must not depend on it."""
+    return (
+        torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in tensors)
+        and (torch.compiler.is_compiling() or torch._C._get_tracing_state() is None)
+    )
 
 
 def unhalved(x: Tensor) -> AbstractContextManager[Any]:

@@ -99,11 +99,10 @@ def test_a_saved_adapter_reads_as_before_on_a_fresh_base(tmp_path, adaptation):
     adaptation.save(adaptation.ATTACHED, model, tmp_path)
     images, angles = adaptation.digits()[2].images[:8], torch.arange(8) * 40.0
     again = condmod.load_pretrained(adaptation.make_base(0, steps=2), tmp_path / "attached").eval()
-    logits = adaptation.ATTACHED.read(again, images, angles)
-    torch.testing.assert_close(
-        logits, adaptation.ATTACHED.read(model, images, angles), rtol=0, atol=0
-    )
-    assert not torch.equal(logits, base(images))
+    with torch.no_grad():  # a pass that is recorded may round its last digit in another way
+        logits = adaptation.ATTACHED.read(again, images, angles)
+        assert torch.equal(logits, adaptation.ATTACHED.read(model, images, angles))
+        assert not torch.equal(logits, base(images))
 
 
 def test_attached_training_moves_the_bank_alone(adaptation):
