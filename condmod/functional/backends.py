@@ -42,7 +42,7 @@ def set_backend(name: Backend) -> None:
             CONDMOD_BACKEND holds, and without that auto.
 
     Raises:
-        BackendError: there is no such backend, or it cannot run here; says why.
+        BackendError: there is no such backend. Where triton cannot run, the first pass says why.
     """
     _everywhere[:] = [_checked(name, "set_backend")]
 
@@ -54,7 +54,7 @@ def use_backend(name: Backend) -> Iterator[None]:
     A backward pass goes by the backend of its forward, wherever it is called.
 
     Raises:
-        BackendError: there is no such backend, or it cannot run here; says why.
+        BackendError: there is no such backend. Where triton cannot run, the first pass says why.
     """
     before, _chosen.name = _chosen.name, _checked(name, "use_backend")
     try:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from condmod.functional.layout import is_recorded
+
 # With few rows a projection is one pass over its weights, and this BLAS reads them faster as
 # W·cᵀ than as c·Wᵀ, as soon as they come from memory. What stays in a cache loses by it.
 # Measured on two cores of an EPYC with MKL, 1 and 2 threads, widths from 128 to 1152.
@@ -78,9 +80,9 @@ def _as_measured(c: Tensor, weights: Sequence[nn.Parameter]) -> bool:
     """Whether float32 comes on a CPU, and no gradient is recorded."""
     if not (_MEASURED and c.is_cpu) or torch.is_autocast_enabled("cpu"):
         return False
-    if torch.is_grad_enabled() and (c.requires_grad or any(w.requires_grad for w in weights)):
-        return False
-    return all(w.dtype == torch.float32 and w.is_cpu and w.shape[1] == c.shape[1] for w in weights)
+    return not is_recorded(c, *weights) and all(
+        w.dtype == torch.float32 and w.is_cpu and w.shape[1] == c.shape[1] for w in weights
+    )
 
 
 def _calls_linear(layer: nn.Linear) -> bool:

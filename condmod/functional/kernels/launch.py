@@ -12,6 +12,7 @@ from torch import Tensor
 from condmod.functional.kernels import layout, sums, tiles
 from condmod.functional.kernels.layout import Blocks, Strided
 from condmod.functional.kernels.ops import Constants, Operands
+from condmod.functional.layout import widest
 
 
 class Call:
@@ -36,7 +37,7 @@ class Call:
             for part in (operands.gate, operands.scale, operands.shift)
         )
         self.index = layout.index_argument(operands.index)
-        self.wide = layout.wide(like.dtype)
+        self.wide = widest(like.dtype)
         far = layout.is_far(
             self.view,
             *self.joining,

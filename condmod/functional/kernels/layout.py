@@ -41,11 +41,6 @@ class Leaf(NamedTuple):
         return self.tensor
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def mode_of(leaf: Tensor | None, index: Tensor | None) -> Mode:
     """How a leaf varies: 2-D is global, any other is indexed if there is an index, or aligned."""
     if leaf is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from condmod.functional.kernels import layout
+from condmod.functional.layout import widest
 
 
 class Constants(NamedTuple):
@@ -228,7 +229,7 @@ def _statistics(x: Tensor, channel_dim: int, norm: str) -> Tensor:
         for size in x.shape[2:] if channel_dim == 1 else x.shape[1:-1]:
             positions *= size
         shape = (2, batch, positions)
-    return x.new_empty(shape, dtype=layout.wide(x.dtype))
+    return x.new_empty(shape, dtype=widest(x.dtype))
 
 
 def _like(d_joined: Tensor | None, d_out: Tensor | None, x: Tensor | None) -> Tensor:
